@@ -1,0 +1,122 @@
+"""Configuration of MMFusion: up to three towers (text, picture, sound) and one fusion.
+
+The sizes at the top level are the fusion's own; each tower keeps the configuration class that `transformers` gives it.
+A tower is left out by leaving its configuration out. This file imports no torch.
+"""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, logging
+from transformers.configuration_utils import SubConfigSpec
+
+logger = logging.get_logger(__name__)
+
+# Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
+TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
+FUSION_TYPES = ("cross_attention",)
+
+
+@strict
+class MMFusionConfig(PreTrainedConfig):
+    """Architecture of an MMFusion model.
+
+    Args:
+        text_config: A BERT-like encoder (BERT, RoBERTa, DistilBERT, ModernBERT, MiniLM …); None: reads no text.
+        vision_config: A ViT-like or ResNet-like encoder (ViT, DINOv2, ResNet, ConvNeXt …); None: reads no pictures.
+        audio_config: A Wav2Vec2-like encoder of raw waveforms (Wav2Vec2, HuBERT, WavLM …); None: reads no sound.
+        fusion_type: How the present modalities become one vector; one of `FUSION_TYPES`.
+        num_fusion_queries: Learned queries that read the tokens of all present modalities.
+        hidden_size: Width D of the fusion; a multiple of `num_attention_heads`.
+        num_hidden_layers: Fusion blocks (cross-attention and feed-forward).
+        num_attention_heads: Attention heads of a fusion block.
+        intermediate_size: Width of the feed-forward part of a fusion block.
+        hidden_act: Its activation, a name that `transformers.activations.ACT2FN` knows.
+        hidden_dropout_prob: Dropout after attention, after the feed-forward part and before the head, in [0, 1).
+        attention_probs_dropout_prob: Dropout on the attention weights, in [0, 1).
+        modality_dropout: While training with labels, every row is fused a second time with each of its modalities
+            left out with this probability (never all of them), and the loss is the mean over both; in [0, 1).
+            0.5 makes all subsets about equally likely; 0 turns the second fusion off.
+        layer_norm_eps: Epsilon of the fusion's layer norms.
+        initializer_range: Standard deviation of the initial weights.
+
+    Raises:
+        ValueError: When no tower is configured or a size is not allowed (`huggingface_hub` wraps it in its
+            `StrictDataclassClassValidationError`).
+    """
+
+    model_type = "mmfusion"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="wav2vec2", optional=True),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+
+    fusion_type: str = "cross_attention"
+    num_fusion_queries: int = 8
+    hidden_size: int = 256
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    modality_dropout: float = 0.5
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self._warn_misspelt(kwargs)
+        super().__post_init__(**kwargs)
+        for field in TOWER_CONFIGS.values():
+            if getattr(self, field) is not None:
+                # Where a tower was loaded from is the run's business, not the architecture's, and may be a local path.
+                getattr(self, field)._name_or_path = ""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that this model has a tower for, in the order text, image, audio."""
+        return tuple(name for name, field in TOWER_CONFIGS.items() if getattr(self, field) is not None)
+
+    def validate_architecture(self):
+        """Check what types alone do not: called by `@strict` at construction and before saving."""
+        if not self.modalities:
+            raise ValueError(
+                "at least one of `text_config`, `vision_config`, `audio_config` must be given, got none of them"
+            )
+        if self.fusion_type not in FUSION_TYPES:
+            raise ValueError(f"`fusion_type` must be one of {', '.join(FUSION_TYPES)}, got {self.fusion_type!r}")
+        self._check_sizes()
+        if self.audio_config is not None and not hasattr(self.audio_config, "conv_kernel"):
+            raise ValueError(
+                "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
+                f"got model_type {self.audio_config.model_type!r}"
+            )
+
+    def _check_sizes(self):
+        sizes = ("num_fusion_queries", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads` ({self.num_attention_heads}), "
+                f"got {self.hidden_size}"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
+
+    def _warn_misspelt(self, extras: dict):
+        """`PreTrainedConfig` stores any keyword; one that is nearly a field of ours is most likely a slip."""
+        fields = [*self.__dataclass_fields__, "num_labels"]
+        for key in extras:
+            if key not in fields and (near := difflib.get_close_matches(key, fields, n=1, cutoff=0.85)):
+                logger.warning(f"MMFusionConfig does not know `{key}`: did you mean `{near[0]}`?")
+
+
+__all__ = ["MMFusionConfig"]

@@ -1,0 +1,734 @@
+"""MMFusion: one model that reads text, picture and sound together, any of them missing.
+
+Three optional towers of `transformers` turn each modality into tokens; learned queries cross-attend to the tokens of
+whatever is present. Presence is a matter of the row, not of the batch: a tower does no work for rows that lack its
+modality, a learned *absent* embedding stands in, and whatever lies under a 0 in a mask cannot change the output.
+
+Shape legend: B batch rows, P rows in which a modality is present, T tokens, D fusion width, M = 3 modalities,
+Q queries, H heads, L labels.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+try:
+    from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
+except ImportError:
+    if __package__:  # inside the Hub cache this is a real failure: show it
+        raise
+    from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
+
+MODALITIES = tuple(TOWER_CONFIGS)  # text, image, audio: the columns of `modality_mask`
+MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
+TOWERS = {"text": "text_encoder", "image": "vision_encoder", "audio": "audio_encoder"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MMFusionEncoderOutput(ModelOutput):
+    """What the towers saw: all that the fusion needs, for any subset of the modalities.
+
+    Args:
+        tokens (`torch.FloatTensor` of shape `(B, T, D)`):
+            Tokens of all modalities, projected to the fusion's width; zero where a row has none.
+        token_mask (`torch.BoolTensor` of shape `(B, T)`):
+            True where `tokens` holds a real token (no padding, no absent modality).
+        token_modality (`torch.LongTensor` of shape `(T,)`):
+            Column of `modality_mask` that each token belongs to.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`):
+            True where the row has the modality.
+    """
+
+    tokens: torch.FloatTensor | None = None
+    token_mask: torch.BoolTensor | None = None
+    token_modality: torch.LongTensor | None = None
+    modality_mask: torch.BoolTensor | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Towers: any encoder of its kind, behind one face
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tower_width(config) -> int:
+    """Width of a tower's tokens; ResNet-like configurations have `hidden_sizes` and no `hidden_size`."""
+    width = getattr(config, "hidden_size", None)
+    return width if width is not None else config.hidden_sizes[-1]
+
+
+def tower_tokens(hidden: torch.Tensor) -> torch.Tensor:
+    """Tokens (P, T, C) of a tower's last hidden state, be it (P, T, C) or a feature map (P, C, H, W)."""
+    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+
+
+def _without_pooler(model_class: type) -> dict:
+    """Keyword that leaves a tower's pooler out where it has one: nothing here would train it."""
+    knows = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if knows else {}
+
+
+def build_tower(config) -> PreTrainedModel:
+    """A tower with fresh weights. `trust_remote_code` is never forwarded: a tower is a `transformers` class."""
+    model_class = AutoModel._model_mapping[type(config)]
+    return AutoModel.from_config(config, **_without_pooler(model_class))
+
+
+def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """A pretrained tower from a Hub id or folder, in float32 and from safetensors only."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
+    model_class = AutoModel._model_mapping[type(config)]
+    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **_without_pooler(model_class))
+
+
+class MMFusionProjector(nn.Module):
+    """Brings the tokens of one tower to the fusion's width and marks them with their modality."""
+
+    def __init__(self, config: MMFusionConfig, in_features: int):
+        super().__init__()
+        self.linear = nn.Linear(in_features, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.modality_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.absent_embedding = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layernorm(self.linear(tokens)) + self.modality_embedding  # (P, T, C) -> (P, T, D)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fusion: tokens, mask -> one vector
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also returns its weights (B, H, Q, T); heads come in as (B, H, Q or T, D / H)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class MMFusionCrossAttention(nn.Module):
+    """Queries (B, Q, D) attend to tokens (B, T, D)."""
+
+    def __init__(self, config: MMFusionConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, D) -> (B, H, T, D / H)
+            for projected in (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
+        )
+        read, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(read.flatten(2)), weights  # (B, Q, H, D / H) -> (B, Q, D)
+
+
+class MMFusionLayer(GradientCheckpointingLayer):
+    """One fusion block: cross-attention, then feed-forward, pre-norm and residual (zeroed, it is the identity)."""
+
+    def __init__(self, config: MMFusionConfig):
+        super().__init__()
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = MMFusionCrossAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN[config.hidden_act],
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        read, _ = self.attention(self.attention_norm(queries), tokens, attention_mask, **kwargs)
+        queries = queries + self.dropout(read)
+        return queries + self.dropout(self.mlp(self.mlp_norm(queries)))
+
+
+class MMFusionPreTrainedModel(PreTrainedModel):
+    """What all MMFusion models share: configuration, weight initialisation, and building from pretrained towers."""
+
+    config: MMFusionConfig
+    config_class = MMFusionConfig
+    base_model_prefix = "mmfusion"
+    main_input_name = "input_ids"
+    input_modalities = ("text", "image", "audio")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MMFusionLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MMFusionProjector):
+            init.normal_(module.modality_embedding, mean=0.0, std=std)
+            init.normal_(module.absent_embedding, mean=0.0, std=std)
+        elif isinstance(module, MMFusionEncoder):
+            init.normal_(module.queries, mean=0.0, std=std)
+
+    @classmethod
+    def from_encoders(
+        cls,
+        text: str | PreTrainedModel | None = None,
+        image: str | PreTrainedModel | None = None,
+        audio: str | PreTrainedModel | None = None,
+        encoder_kwargs: dict | None = None,
+        **config_kwargs,
+    ) -> "MMFusionPreTrainedModel":
+        """Build a model around encoders; the fusion and the head start fresh.
+
+        The only place that loads pretrained towers.
+
+        Args:
+            text: Hub id, folder or model of a BERT-like encoder; None: the model reads no text.
+            image: The same for a ViT-like or ResNet-like encoder.
+            audio: The same for a Wav2Vec2-like encoder.
+            encoder_kwargs: Passed to `from_pretrained` of every tower that is loaded (`token`, `revision`,
+                `cache_dir` …).
+            **config_kwargs: Fields of `MMFusionConfig`.
+
+        Returns:
+            A model in training mode, its towers holding the weights they came with.
+
+        Raises:
+            ValueError: When no encoder is given.
+        """
+        sources = {"text": text, "image": image, "audio": audio}
+        if all(source is None for source in sources.values()):
+            raise ValueError("`from_encoders` needs at least one of `text`, `image`, `audio`, got none of them")
+        towers = {
+            modality: load_tower(source, **(encoder_kwargs or {})) if isinstance(source, str) else source
+            for modality, source in sources.items()
+            if source is not None
+        }
+        configs = {
+            field: towers[modality].config if modality in towers else None for modality, field in TOWER_CONFIGS.items()
+        }
+        return cls(MMFusionConfig(**configs, **config_kwargs), towers=towers).train()
+
+
+class MMFusionEncoder(MMFusionPreTrainedModel):
+    """The fusion: learned queries read all present tokens, block by block, and are averaged.
+
+    A model of its own, so that `output_attentions` and `output_hidden_states` record the fusion and not the towers.
+
+    Source: Perceiver (Jaegle et al. 2021, arXiv:2103.03206, section 3); the queries do not attend to each other here,
+    and keys are normalised once, by the projectors, instead of in every block.
+    """
+
+    _can_record_outputs = {"hidden_states": MMFusionLayer, "attentions": MMFusionCrossAttention}
+
+    def __init__(self, config: MMFusionConfig):
+        super().__init__(config)
+        self.queries = nn.Parameter(torch.empty(config.num_fusion_queries, config.hidden_size))
+        self.layers = nn.ModuleList(MMFusionLayer(config) for _ in range(config.num_hidden_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, tokens: torch.Tensor, token_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Fuse tokens.
+
+        Inputs:
+            tokens: (B, T, D).
+            token_mask: (B, T), True = attended; at least one a row.
+
+        Returns:
+            `last_hidden_state` (B, Q, D), `pooler_output` (B, D); `hidden_states` of each block (B, Q, D) and
+            `attentions` (B, H, Q, T; eager attention only) when asked for.
+        """
+        queries = self.queries.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # (Q, D) -> (B, Q, D)
+        attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=queries,
+            attention_mask=token_mask,
+            encoder_hidden_states=tokens,
+        )
+        for layer in self.layers:
+            queries = layer(queries, tokens, attention_mask, **kwargs)
+        queries = self.layernorm(queries)
+        return BaseModelOutputWithPooling(last_hidden_state=queries, pooler_output=queries.mean(dim=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class MMFusionModel(MMFusionPreTrainedModel):
+    """Towers and fusion: any subset of text, picture and sound -> one vector a row.
+
+    Args:
+        config: The architecture.
+        towers: Ready towers by modality, which `from_encoders` brings; those that are missing start fresh.
+    """
+
+    def __init__(self, config: MMFusionConfig, towers: dict[str, PreTrainedModel] | None = None):
+        super().__init__(config)
+        towers = towers or {}
+        self.projectors = nn.ModuleDict()
+        for modality in config.modalities:
+            tower_config = getattr(config, TOWER_CONFIGS[modality])
+            tower = towers[modality] if modality in towers else build_tower(tower_config)
+            setattr(self, TOWERS[modality], tower)
+            self.projectors[modality] = MMFusionProjector(config, tower_width(tower_config))
+        self.fusion = MMFusionEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self._text_tower().get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self._text_tower().set_input_embeddings(value)
+
+    def _text_tower(self) -> PreTrainedModel:
+        if "text" not in self.config.modalities:
+            raise NotImplementedError("this model has no `text_encoder`, hence no token embeddings")
+        return self.text_encoder
+
+    # -- towers ------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+    ) -> MMFusionEncoderOutput:
+        """Run the towers, each on the rows that have its modality, and nothing else.
+
+        Inputs:
+            As for `forward`.
+
+        Returns:
+            What `forward(encoder_outputs=…)` fuses, for any subset of the modalities.
+
+        Raises:
+            ValueError: When nothing is given, or shapes do not fit each other or the model.
+        """
+        given = {"text": input_ids, "image": pixel_values, "audio": input_values}
+        given = {modality: tensor for modality, tensor in given.items() if tensor is not None}
+        masks = {"attention_mask": attention_mask, "audio_attention_mask": audio_attention_mask}
+        self._check_inputs(given, masks, modality_mask)
+        presence = self._presence(given, modality_mask)  # (B, M)
+
+        run = {"text": self._encode_text, "image": self._encode_image, "audio": self._encode_audio}
+        inputs = {"text": (input_ids, attention_mask), "audio": (input_values, audio_attention_mask)}
+        tokens, token_masks, columns = [], [], []
+        for column, modality in enumerate(MODALITIES):
+            if modality not in given:
+                continue
+            encoded, mask = self._encode_present(
+                run[modality], self.projectors[modality], presence[:, column],
+                *inputs.get(modality, (pixel_values,)),
+            )  # fmt: skip
+            tokens.append(encoded)
+            token_masks.append(mask)
+            columns += [column] * encoded.shape[1]
+        return MMFusionEncoderOutput(
+            tokens=torch.cat(tokens, dim=1),
+            token_mask=torch.cat(token_masks, dim=1),
+            token_modality=torch.tensor(columns, device=presence.device),
+            modality_mask=presence,
+        )
+
+    def _encode_present(
+        self, run: Callable, projector: MMFusionProjector, present: torch.Tensor, *inputs: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, T, D) and mask (B, T) of one modality; its tower sees only the P rows where it is present.
+
+        While a graph is traced (`torch.compile`, `torch.export`), shapes may not depend on data: the tower then sees
+        all rows, and those that lack the modality are zeroed before and after it.
+        """
+        batch_size = present.shape[0]
+        if torch.compiler.is_compiling():
+            keep = [None if x is None else _where_rows(present, x) for x in inputs]
+            tokens, mask = run(*keep)
+            return _where_rows(present, projector(tokens)), mask & present[:, None]
+        rows = present.nonzero().squeeze(1)  # (P,)
+        if rows.numel() == 0:
+            width = self.config.hidden_size
+            empty = torch.zeros(batch_size, 0, width, dtype=self.dtype, device=present.device)
+            return empty, empty[..., 0].bool()
+        if rows.numel() == batch_size:
+            tokens, mask = run(*inputs)
+            return projector(tokens), mask
+        tokens, mask = run(*(None if x is None else x[rows] for x in inputs))
+        tokens = projector(tokens)  # (P, T, D)
+        scattered = tokens.new_zeros(batch_size, *tokens.shape[1:]).index_copy(0, rows, tokens)
+        return scattered, mask.new_zeros(batch_size, mask.shape[1]).index_copy(0, rows, mask)
+
+    def _encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        mask = attention_mask.bool()  # (P, T)
+        # Under the mask may lie anything, ids outside the vocabulary too.
+        input_ids = input_ids.masked_fill(~mask, self.config.text_config.pad_token_id or 0)
+        output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return tower_tokens(output.last_hidden_state), mask
+
+    def _encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype))
+        tokens = tower_tokens(output.last_hidden_state)
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+    def _encode_audio(
+        self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and frame-level mask of waveforms (P, samples).
+
+        Group-norm towers were pretrained on zero-padded clips without a mask and get none: their first layer takes
+        statistics over the whole clip anyway (see the processor's rule). The fusion reads valid frames only.
+        """
+        if audio_attention_mask is None:
+            audio_attention_mask = torch.ones_like(input_values, dtype=torch.long)
+        sample_mask = audio_attention_mask.bool()
+        input_values = input_values.masked_fill(~sample_mask, 0.0).to(self.audio_encoder.dtype)
+        reads_mask = self.config.audio_config.feat_extract_norm != "group"
+        output = self.audio_encoder(
+            input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None
+        )
+        tokens = tower_tokens(output.last_hidden_state)
+        # A clip too short for one frame of its own still has the frame that it shares with the padding.
+        num_frames = self.audio_encoder._get_feat_extract_output_lengths(sample_mask.sum(dim=1)).clamp(min=1)
+        frames = torch.arange(tokens.shape[1], device=tokens.device)
+        return tokens, frames < num_frames[:, None]  # (P, T)
+
+    def _presence(self, given: dict[str, torch.Tensor], modality_mask: torch.Tensor | None) -> torch.BoolTensor:
+        """(B, M), True where a row has the modality: it was passed, and the mask does not deny it."""
+        first = next(iter(given.values()))
+        passed = torch.tensor([modality in given for modality in MODALITIES], device=first.device)
+        if modality_mask is None:
+            return passed.expand(first.shape[0], -1)
+        return passed & modality_mask.to(first.device).bool()
+
+    def _check_inputs(self, given: dict, masks: dict, modality_mask: torch.Tensor | None):
+        """Shapes only: nothing here waits for the device."""
+        if not given:
+            raise ValueError("at least one of `input_ids`, `pixel_values`, `input_values` must be given, got none")
+        for modality in given:
+            if modality not in self.config.modalities:
+                raise ValueError(
+                    f"`{MAIN_INPUTS[modality]}` was given, but this model has no tower for {modality}: "
+                    f"it reads {', '.join(self.config.modalities)}"
+                )
+        sizes = {MAIN_INPUTS[modality]: tensor.shape[0] for modality, tensor in given.items()}
+        if modality_mask is not None:
+            sizes["modality_mask"] = modality_mask.shape[0]
+        if len(set(sizes.values())) > 1:
+            stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
+            raise ValueError(f"all inputs must have the same number of rows, got {stated}")
+        if modality_mask is not None and modality_mask.shape[1:] != (len(MODALITIES),):
+            raise ValueError(f"`modality_mask` must be of shape (B, 3), got {tuple(modality_mask.shape)}")
+        checks = {"text": self._check_text, "image": self._check_image, "audio": self._check_audio}
+        for modality, tensor in given.items():
+            checks[modality](tensor, **masks)
+
+    def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **_):
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"`input_ids` must be of shape (B, T) with T > 0, got {tuple(input_ids.shape)}")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` must be of the shape of `input_ids` {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"`input_ids` has {input_ids.shape[1]} tokens, the text tower takes at most {limit}: truncate"
+            )
+
+    def _check_image(self, pixel_values: torch.Tensor, **_):
+        if pixel_values.ndim != 4:
+            raise ValueError(f"`pixel_values` must be of shape (B, C, H, W), got {tuple(pixel_values.shape)}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point, got {pixel_values.dtype}: let the processor rescale and "
+                "normalise the picture"
+            )
+        channels = getattr(self.config.vision_config, "num_channels", 3)
+        if pixel_values.shape[1] != channels:
+            raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
+
+    def _check_audio(self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None, **_):
+        if input_values.ndim != 2:
+            raise ValueError(f"`input_values` must be of shape (B, samples), got {tuple(input_values.shape)}")
+        if audio_attention_mask is not None and audio_attention_mask.shape != input_values.shape:
+            raise ValueError(
+                f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
+                f"got {tuple(audio_attention_mask.shape)}"
+            )
+        needed = receptive_field(self.config.audio_config)
+        if input_values.shape[1] < needed:
+            raise ValueError(
+                f"`input_values` has {input_values.shape[1]} samples, the audio tower needs at least {needed}"
+            )
+
+    # -- fusion ------------------------------------------------------------------------------------------------------
+
+    def fuse(
+        self,
+        encoder_outputs: MMFusionEncoderOutput,
+        modality_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Fuse what the towers saw, without the modalities that `modality_mask` denies.
+
+        Inputs:
+            encoder_outputs: From `encode`.
+            modality_mask: (B, M) or None, 1 = keep; a modality is used where the row has it and the mask keeps it.
+
+        Returns:
+            As `MMFusionEncoder`.
+        """
+        presence = encoder_outputs.modality_mask
+        if modality_mask is not None:
+            presence = presence & modality_mask.to(presence.device).bool()
+        token_mask = encoder_outputs.token_mask & presence[:, encoder_outputs.token_modality]  # (B, T)
+        # One slot a modality in front: the learned "absent", attended to exactly where the modality is not there.
+        absent = torch.stack([p.modality_embedding + p.absent_embedding for p in self.projectors.values()])
+        absent = absent.to(encoder_outputs.tokens.dtype).expand(presence.shape[0], -1, -1)
+        columns = [MODALITIES.index(modality) for modality in self.projectors]
+        tokens = torch.cat([absent, encoder_outputs.tokens], dim=1)
+        token_mask = torch.cat([~presence[:, columns], token_mask], dim=1)
+        return self.fusion(tokens, token_mask, **{**kwargs, "return_dict": True})
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+        encoder_outputs: MMFusionEncoderOutput | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Read whatever is given and fuse it.
+
+        Inputs:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T), 1 = token, 0 = padding.
+            pixel_values: (B, C, H, W), as the image processor makes them.
+            input_values: (B, samples), waveforms at the feature extractor's rate.
+            audio_attention_mask: (B, samples), 1 = sample, 0 = padding.
+            modality_mask: (B, 3), columns text, image, audio, 1 = present. Without it a modality that is passed is
+                present in every row, and one that is not passed in none.
+            encoder_outputs: From `encode`: the towers are not run again, and `modality_mask` chooses a subset.
+
+        Returns:
+            `last_hidden_state` (B, Q, D), `pooler_output` (B, D); `hidden_states` and `attentions` of the fusion when
+            asked for (`attentions` with eager attention only; its first tokens are the absent slots, one a tower).
+
+        Raises:
+            ValueError: When nothing is given, or shapes do not fit each other or the model.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                input_ids, attention_mask, pixel_values, input_values, audio_attention_mask, modality_mask
+            )
+            modality_mask = None  # it is in the encoder's outputs now
+        return self.fuse(encoder_outputs, modality_mask, **kwargs)
+
+    # -- one shared space --------------------------------------------------------------------------------------------
+
+    def get_text_features(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """Unit vectors (B, D) of texts alone, comparable with those of pictures, sounds and any fused subset."""
+        return self._features(input_ids=input_ids, attention_mask=attention_mask)
+
+    def get_image_features(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+        """Unit vectors (B, D) of pictures alone, comparable with those of texts, sounds and any fused subset."""
+        return self._features(pixel_values=pixel_values)
+
+    def get_audio_features(
+        self, input_values: torch.FloatTensor, audio_attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """Unit vectors (B, D) of sounds alone, comparable with those of texts, pictures and any fused subset."""
+        return self._features(input_values=input_values, audio_attention_mask=audio_attention_mask)
+
+    def _features(self, **inputs: torch.Tensor | None) -> torch.FloatTensor:
+        return F.normalize(self.fuse(self.encode(**inputs)).pooler_output, dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
+    """MMFusion with a linear head: single-label or multi-label classification, or regression.
+
+    Args:
+        config: The architecture; `num_labels` and `problem_type` decide the head and the loss.
+        towers: As for `MMFusionModel`.
+    """
+
+    def __init__(self, config: MMFusionConfig, towers: dict[str, PreTrainedModel] | None = None):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mmfusion = MMFusionModel(config, towers)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def encode(self, **inputs: torch.Tensor | None) -> MMFusionEncoderOutput:
+        """Run the towers; see `MMFusionModel.encode`."""
+        return self.mmfusion.encode(**inputs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        encoder_outputs: MMFusionEncoderOutput | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classify whatever is given.
+
+        Inputs:
+            labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression.
+            All others: as for `MMFusionModel.forward`.
+
+        Returns:
+            `logits` (B, L), `loss` when `labels` is given. In training the loss is the mean over the rows as they came
+            and the same rows with a random subset of their modalities (`config.modality_dropout`); the logits are
+            those of the rows as they came.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values,
+                input_values=input_values, audio_attention_mask=audio_attention_mask, modality_mask=modality_mask,
+            )  # fmt: skip
+            modality_mask = None
+        fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
+        logits = self.classifier(self.dropout(fused.pooler_output))  # (B, D) -> (B, L)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            if self.training and self.config.modality_dropout > 0 and len(self.config.modalities) > 1:
+                subset = sample_subsets(encoder_outputs.modality_mask, self.config.modality_dropout)
+                partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
+                partial = self.classifier(self.dropout(partial))
+                loss = (loss + self.loss_function(labels=labels, pooled_logits=partial, config=self.config)) / 2
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.attentions
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small pieces
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def receptive_field(audio_config) -> int:
+    """Samples that the convolutional front of a Wav2Vec2-like tower needs for its first frame (400 for the base)."""
+    field = 1
+    for kernel, stride in zip(reversed(audio_config.conv_kernel), reversed(audio_config.conv_stride), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
+def sample_subsets(presence: torch.BoolTensor, dropout: float) -> torch.BoolTensor:
+    """A random subset of each row's modalities, each left out with probability `dropout`, never all of them.
+
+    A row that would lose everything keeps one modality, drawn uniformly. With `dropout=0.5` a row of three thus gets
+    each single modality with probability 1/6 and each larger subset with 1/8.
+
+    Args:
+        presence: (B, M), True where the row has the modality.
+        dropout: In [0, 1).
+
+    Returns:
+        (B, M), True where the modality is kept.
+    """
+    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
+    kept = presence & (draw >= dropout)
+    lucky = F.one_hot(draw.argmax(dim=1), presence.shape[1]).bool() & presence
+    return torch.where(kept.any(dim=1, keepdim=True), kept, lucky)
+
+
+def _where_rows(present: torch.BoolTensor, x: torch.Tensor) -> torch.Tensor:
+    """x with the rows that are not present set to zero (B, ...)."""
+    return torch.where(present.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x))
+
+
+__all__ = ["MMFusionForSequenceClassification", "MMFusionModel", "MMFusionPreTrainedModel"]
