@@ -77,6 +77,16 @@ class MMFusionConfig(PreTrainedConfig):
                 # Where a tower was loaded from is the run's business, not the architecture's, and may be a local path.
                 getattr(self, field)._name_or_path = ""
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "MMFusionConfig":
+        """Build a configuration from what a file holds.
+
+        How attention is computed is the caller's choice (`attn_implementation=…`): in a file it could name a kernel
+        repository, whose code the library would then fetch and run.
+        """
+        ignored = ("attn_implementation", "_attn_implementation")
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in ignored}, **kwargs)
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that this model has a tower for, in the order text, image, audio."""
@@ -110,6 +120,10 @@ class MMFusionConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"`layer_norm_eps` must be greater than 0, got {self.layer_norm_eps}")
+        if not self.initializer_range >= 0:
+            raise ValueError(f"`initializer_range` must be at least 0, got {self.initializer_range}")
 
     def _warn_misspelt(self, extras: dict):
         """`PreTrainedConfig` stores any keyword; one that is nearly a field of ours is most likely a slip."""

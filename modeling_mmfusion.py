@@ -81,6 +81,14 @@ def tower_tokens(hidden: torch.Tensor) -> torch.Tensor:
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
 
 
+def max_text_tokens(tower: PreTrainedModel) -> int | None:
+    """Tokens that a text tower has positions for; RoBERTa-like ones count them from `pad_token_id + 1` on."""
+    limit = getattr(tower.config, "max_position_embeddings", None)
+    positions = getattr(getattr(tower, "embeddings", None), "position_embeddings", None)
+    first = getattr(positions, "padding_idx", None)
+    return limit if limit is None or first is None else limit - first - 1
+
+
 def _without_pooler(model_class: type) -> dict:
     """Keyword that leaves a tower's pooler out where it has one: nothing here would train it."""
     knows = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
@@ -228,6 +236,17 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MMFusionEncoder):
             init.normal_(module.queries, mean=0.0, std=std)
 
+    def initialize_weights(self):
+        """Initialise what is fresh, towers first and each by itself.
+
+        From custom code the library passes over modules that hold no parameters of their own, also those inside a
+        tower, and Wav2Vec2 initialises its projection from such a module. Called on the tower, it does not.
+        """
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel) and not isinstance(module, MMFusionPreTrainedModel):
+                module.initialize_weights()
+        super().initialize_weights()
+
     @classmethod
     def from_encoders(
         cls,
@@ -259,13 +278,18 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         if all(source is None for source in sources.values()):
             raise ValueError("`from_encoders` needs at least one of `text`, `image`, `audio`, got none of them")
         towers = {
-            modality: load_tower(source, **(encoder_kwargs or {})) if isinstance(source, str) else source
+            modality: source if isinstance(source, nn.Module) else load_tower(source, **(encoder_kwargs or {}))
             for modality, source in sources.items()
             if source is not None
         }
+        for tower in towers.values():
+            if _without_pooler(type(tower)):
+                tower.pooler = None  # as in `build_tower`, so that a saved model has the keys that loading expects
         configs = {
             field: towers[modality].config if modality in towers else None for modality, field in TOWER_CONFIGS.items()
         }
+        attention = {TOWER_CONFIGS[modality]: tower.config._attn_implementation for modality, tower in towers.items()}
+        config_kwargs = {"attn_implementation": attention, **config_kwargs}
         return cls(MMFusionConfig(**configs, **config_kwargs), towers=towers).train()
 
 
@@ -336,6 +360,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         for modality in config.modalities:
             tower_config = getattr(config, TOWER_CONFIGS[modality])
             tower = towers[modality] if modality in towers else build_tower(tower_config)
+            if tower_config._attn_implementation is None:
+                # Composing the configuration unset the attention of a ready tower, which would then read no mask.
+                tower_config._attn_implementation = tower.get_correct_attn_implementation(None, is_init_check=True)
             setattr(self, TOWERS[modality], tower)
             self.projectors[modality] = MMFusionProjector(config, tower_width(tower_config))
         self.fusion = MMFusionEncoder(config)
@@ -376,9 +403,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         given = {"text": input_ids, "image": pixel_values, "audio": input_values}
         given = {modality: tensor for modality, tensor in given.items() if tensor is not None}
-        masks = {"attention_mask": attention_mask, "audio_attention_mask": audio_attention_mask}
+        masks = {"text": attention_mask, "audio": audio_attention_mask}
         self._check_inputs(given, masks, modality_mask)
-        presence = self._presence(given, modality_mask)  # (B, M)
+        presence = self._presence(given, masks, modality_mask)  # (B, M)
 
         run = {"text": self._encode_text, "image": self._encode_image, "audio": self._encode_audio}
         inputs = {"text": (input_ids, attention_mask), "audio": (input_values, audio_attention_mask)}
@@ -396,7 +423,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return MMFusionEncoderOutput(
             tokens=torch.cat(tokens, dim=1),
             token_mask=torch.cat(token_masks, dim=1),
-            token_modality=torch.tensor(columns, device=presence.device),
+            token_modality=torch.tensor(columns, dtype=torch.long, device=presence.device),
             modality_mask=presence,
         )
 
@@ -434,11 +461,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
         mask = attention_mask.bool()  # (P, T)
         # Under the mask may lie anything, ids outside the vocabulary too.
         input_ids = input_ids.masked_fill(~mask, self.config.text_config.pad_token_id or 0)
-        output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         return tower_tokens(output.last_hidden_state), mask
 
     def _encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype))
+        output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype), return_dict=True)
         tokens = tower_tokens(output.last_hidden_state)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
@@ -452,25 +479,31 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         if audio_attention_mask is None:
             audio_attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        sample_mask = audio_attention_mask.bool()
-        input_values = input_values.masked_fill(~sample_mask, 0.0).to(self.audio_encoder.dtype)
-        reads_mask = self.config.audio_config.feat_extract_norm != "group"
+        input_values = input_values.masked_fill(~audio_attention_mask.bool(), 0.0).to(self.audio_encoder.dtype)
+        # A clip too short for one frame counts as padded with silence to exactly one, whatever its neighbours' length.
+        samples = torch.arange(input_values.shape[1], device=input_values.device)
+        first_frame = samples < receptive_field(self.config.audio_config)
+        audio_attention_mask = (audio_attention_mask.bool() | first_frame).long()
+        reads_mask = getattr(self.config.audio_config, "feat_extract_norm", "layer") != "group"
         output = self.audio_encoder(
-            input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None
+            input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None, return_dict=True
         )
         tokens = tower_tokens(output.last_hidden_state)
-        # A clip too short for one frame of its own still has the frame that it shares with the padding.
-        num_frames = self.audio_encoder._get_feat_extract_output_lengths(sample_mask.sum(dim=1)).clamp(min=1)
+        num_frames = self.audio_encoder._get_feat_extract_output_lengths(audio_attention_mask.sum(dim=1))
         frames = torch.arange(tokens.shape[1], device=tokens.device)
         return tokens, frames < num_frames[:, None]  # (P, T)
 
-    def _presence(self, given: dict[str, torch.Tensor], modality_mask: torch.Tensor | None) -> torch.BoolTensor:
-        """(B, M), True where a row has the modality: it was passed, and the mask does not deny it."""
+    def _presence(self, given: dict, masks: dict, modality_mask: torch.Tensor | None) -> torch.BoolTensor:
+        """(B, M), True where a row has the modality.
+
+        That is: it was passed, `modality_mask` does not deny it, and its own mask leaves a token or a sample.
+        """
         first = next(iter(given.values()))
-        passed = torch.tensor([modality in given for modality in MODALITIES], device=first.device)
-        if modality_mask is None:
-            return passed.expand(first.shape[0], -1)
-        return passed & modality_mask.to(first.device).bool()
+        presence = first.new_zeros(first.shape[0], len(MODALITIES), dtype=torch.bool)
+        for modality in given:
+            mask = masks.get(modality)
+            presence[:, MODALITIES.index(modality)] = True if mask is None else mask.bool().any(dim=1)
+        return presence if modality_mask is None else presence & modality_mask.to(first.device).bool()
 
     def _check_inputs(self, given: dict, masks: dict, modality_mask: torch.Tensor | None):
         """Shapes only: nothing here waits for the device."""
@@ -488,13 +521,15 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if len(set(sizes.values())) > 1:
             stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
             raise ValueError(f"all inputs must have the same number of rows, got {stated}")
+        if 0 in sizes.values():
+            raise ValueError(f"`{next(iter(sizes))}` has no rows: at least one is needed")
         if modality_mask is not None and modality_mask.shape[1:] != (len(MODALITIES),):
             raise ValueError(f"`modality_mask` must be of shape (B, 3), got {tuple(modality_mask.shape)}")
         checks = {"text": self._check_text, "image": self._check_image, "audio": self._check_audio}
         for modality, tensor in given.items():
-            checks[modality](tensor, **masks)
+            checks[modality](tensor, masks.get(modality))
 
-    def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **_):
+    def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"`input_ids` must be of shape (B, T) with T > 0, got {tuple(input_ids.shape)}")
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
@@ -502,13 +537,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 f"`attention_mask` must be of the shape of `input_ids` {tuple(input_ids.shape)}, "
                 f"got {tuple(attention_mask.shape)}"
             )
-        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        limit = max_text_tokens(self.text_encoder)
         if limit is not None and input_ids.shape[1] > limit:
             raise ValueError(
                 f"`input_ids` has {input_ids.shape[1]} tokens, the text tower takes at most {limit}: truncate"
             )
 
-    def _check_image(self, pixel_values: torch.Tensor, **_):
+    def _check_image(self, pixel_values: torch.Tensor, _: None):
         if pixel_values.ndim != 4:
             raise ValueError(f"`pixel_values` must be of shape (B, C, H, W), got {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
@@ -520,9 +555,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if pixel_values.shape[1] != channels:
             raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
 
-    def _check_audio(self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None, **_):
+    def _check_audio(self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None):
         if input_values.ndim != 2:
             raise ValueError(f"`input_values` must be of shape (B, samples), got {tuple(input_values.shape)}")
+        if not input_values.is_floating_point():
+            raise ValueError(
+                f"`input_values` must be floating point, got {input_values.dtype}: let the processor scale the samples"
+            )
         if audio_attention_mask is not None and audio_attention_mask.shape != input_values.shape:
             raise ValueError(
                 f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
@@ -553,13 +592,20 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         presence = encoder_outputs.modality_mask
         if modality_mask is not None:
+            if modality_mask.shape != presence.shape:
+                raise ValueError(
+                    f"`modality_mask` must be of shape {tuple(presence.shape)}, as in `encoder_outputs`, "
+                    f"got {tuple(modality_mask.shape)}"
+                )
             presence = presence & modality_mask.to(presence.device).bool()
         token_mask = encoder_outputs.token_mask & presence[:, encoder_outputs.token_modality]  # (B, T)
+        # Attention weighs masked tokens with 0, and 0 * NaN is NaN: they are zeroed, too.
+        tokens = encoder_outputs.tokens.masked_fill(~token_mask[..., None], 0.0)
         # One slot a modality in front: the learned "absent", attended to exactly where the modality is not there.
         absent = torch.stack([p.modality_embedding + p.absent_embedding for p in self.projectors.values()])
-        absent = absent.to(encoder_outputs.tokens.dtype).expand(presence.shape[0], -1, -1)
+        absent = absent.to(tokens.dtype).expand(presence.shape[0], -1, -1)
         columns = [MODALITIES.index(modality) for modality in self.projectors]
-        tokens = torch.cat([absent, encoder_outputs.tokens], dim=1)
+        tokens = torch.cat([absent, tokens], dim=1)
         token_mask = torch.cat([~presence[:, columns], token_mask], dim=1)
         return self.fusion(tokens, token_mask, **{**kwargs, "return_dict": True})
 
@@ -685,7 +731,10 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
             if self.training and self.config.modality_dropout > 0 and len(self.config.modalities) > 1:
-                subset = sample_subsets(encoder_outputs.modality_mask, self.config.modality_dropout)
+                presence = encoder_outputs.modality_mask
+                if modality_mask is not None:
+                    presence = presence & modality_mask.to(presence.device).bool()
+                subset = sample_subsets(presence, self.config.modality_dropout)
                 partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
                 partial = self.classifier(self.dropout(partial))
                 loss = (loss + self.loss_function(labels=labels, pooled_logits=partial, config=self.config)) / 2

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-PICTURE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
-SOUND_SUFFIXES = frozenset(".aif .aiff .flac .mp3 .oga .ogg .opus .wav".split())
+PICTURE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+SOUND_SUFFIXES = frozenset([".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"])
 _CHUNK_ROWS = 20_000
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
@@ -99,14 +99,14 @@ def _open_files(paths: list[str], name: str) -> Source:
     if suffixes == {".parquet"}:
         return _open_parquet(paths, name)
     if len(paths) > 1:
-        raise ValueError(f"`{name}` matches {len(paths)} files; several files are read as one table only from .parquet.")
+        raise ValueError(f"`{name}` matches {len(paths)} files; only .parquet files are read as one table.")
     return _open_text_file(Path(paths[0]))
 
 
 def _open_text_file(path: Path) -> Source:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"`{path}` ends in `{suffix}`, which is not a table that is read here. Give {_what_is_read()}.")
+        raise ValueError(f"`{path}` ends in `{suffix}`, which is no table. Give {_what_is_read()}.")
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` does not exist. Check the path (relative to {Path.cwd()}).")
     if path.stat().st_size == 0:
@@ -117,6 +117,8 @@ def _open_text_file(path: Path) -> Source:
             load = lambda columns: _load_csv(path, DELIMITERS[suffix], names, columns)  # noqa: E731
         else:
             records = _read_json(path)
+            if not records:
+                raise ValueError(f"`{path}` has no rows. Give a table with at least one row.")
             names = list(dict.fromkeys(key for record in records for key in record))
             load = lambda columns: _load_records(path, records, columns)  # noqa: E731
     except UnicodeDecodeError as error:
@@ -144,15 +146,15 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
         except csv.Error as error:
             raise ValueError(
-                f"`{path}`, line {reader.line_num}: {error}. A quoted cell is not closed, or a quote inside of a quoted "
-                f'cell is not doubled (`""`), or a cell is longer than {csv.field_size_limit():,} characters.'
+                f"`{path}`, line {reader.line_num}: {error}. A quoted cell is not closed, or a quote inside of a "
+                f'quoted cell is not doubled (`""`), or a cell has more than {csv.field_size_limit():,} characters.'
             ) from None
 
 
 def _csv_header(path: Path, delimiter: str) -> list[str]:
     header = next((cells for _, cells in _csv_rows(path, delimiter) if cells), None)
     if header is None:
-        raise ValueError(f"`{path}` holds only blank lines: it has no rows.")
+        raise ValueError(f"`{path}` holds only blank lines: it has no rows. Give a table with at least one row.")
     names = [name.strip() for name in header]
     _refuse_duplicates(path, names)
     return names
@@ -194,8 +196,8 @@ def _checked_csv_rows(path: Path, delimiter: str, num_columns: int) -> Iterator[
             continue
         if len(cells) != num_columns:
             raise ValueError(
-                f"`{path}`, line {line}: {len(cells)} cells where the header has {num_columns} columns. Quote cells that "
-                f"hold the delimiter {delimiter!r}, and write an empty cell for each missing value."
+                f"`{path}`, line {line}: {len(cells)} cells where the header has {num_columns} columns. Quote cells "
+                f"that hold the delimiter {delimiter!r}, and write an empty cell for each missing value."
             )
         yield cells
 
@@ -226,11 +228,12 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         text_start = file.read(1024).lstrip()
         file.seek(0)
         if path.suffix.lower() == ".json" and text_start.startswith("["):
-            records = _parse_json(path, None, file.read().removeprefix("\ufeff"))
+            records = _parse_json(path, None, file.read())
             return [_checked_record(path, f"item {number}", record) for number, record in enumerate(records, 1)]
-        lines = ((number, line.strip().removeprefix("\ufeff")) for number, line in enumerate(file, 1))
         return [
-            _checked_record(path, f"line {number}", _parse_json(path, number, line)) for number, line in lines if line
+            _checked_record(path, f"line {number}", _parse_json(path, number, line))
+            for number, line in enumerate(file, 1)
+            if line.strip()
         ]
 
 
@@ -260,7 +263,11 @@ def _load_records(path: Path, records: list[dict[str, Any]], columns: list[str])
     for column in columns:
         values = [record.get(column) for record in records]
         _refuse_mixed_types(path, column, values)
-        arrays.append(pa.array(values))
+        try:
+            arrays.append(pa.array(values))
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            reason = f"`{path}`: the column `{column}` cannot be read as one type ({error})"
+            raise ValueError(f"{reason}. Write all of its values in one type, text as valid Unicode.") from None
     return _as_dataset(pa.table(arrays, names=columns))
 
 
@@ -286,7 +293,7 @@ def _open_parquet(paths: list[str], name: str) -> Source:
     for path in paths:
         footer = _parquet_footer(Path(path))
         if schema is not None and set(footer.schema_arrow.names) != set(schema.names):
-            raise ValueError(f"`{path}` has other columns than `{paths[0]}`. Shards of one table have the same columns.")
+            raise ValueError(f"`{path}` has other columns than `{paths[0]}`. Shards of a table have the same columns.")
         schema = footer.schema_arrow if schema is None else schema
         shards.append(Shard(path, Path(path).parent.resolve(), first_row))
         first_row += footer.metadata.num_rows
@@ -377,8 +384,8 @@ def _modality_of_files(source: Source) -> str:
     if suffixes <= SOUND_SUFFIXES:
         return "audio"
     raise ValueError(
-        f"`{source.name}`: the column `file_name` holds files ending in {', '.join(sorted(suffixes))}, which are not all "
-        "pictures or all sounds. Use the columns `image_file_name` and `audio_file_name`."
+        f"`{source.name}`: the column `file_name` holds files ending in {', '.join(sorted(suffixes))}, which are not "
+        "all pictures or all sounds. Use the columns `image_file_name` and `audio_file_name`."
     )
 
 
@@ -424,6 +431,8 @@ def _from_hub(name: str, call: Callable[[], Any]) -> Any:
 def _undecoded(dataset: "Dataset") -> "Dataset":
     from datasets import Audio, Image
 
+    if len(dataset) != len(dataset.data):  # a selection of rows; columns are read from the Arrow table underneath
+        dataset = dataset.flatten_indices()
     for column, feature in dataset.features.items():
         if isinstance(feature, Image):
             dataset = dataset.cast_column(column, Image(decode=False))

@@ -1,11 +1,11 @@
 """What a model knows from every subset of its modalities: predictions, metrics, a table and words of warning.
 
-Unusual: the towers run once a row. For each subset only the fusion runs again, over the same tower outputs, so that
-seven subsets cost little more than one. Nothing heavy is imported with this file; `evaluate` alone takes seconds.
+Unusual: the towers run once a row, and for each subset only the fusion runs again, over the same tower outputs.
+Nothing heavy is imported with this file; `evaluate` alone takes seconds.
 
-Two tables come out. The first is over all rows: a row that has nothing of a subset is answered from the learned absent
-embeddings and counts, as it would in use. The second, `complete_rows`, is over the rows that have every modality, where
-the subsets differ in nothing but the subset.
+Two tables come out. The first is over all rows: a row that has nothing of a subset is answered from the learned
+absent embeddings and counts, as it would in use. The second, `complete_rows`, is over the rows that have every
+modality, where the subsets differ in nothing but the subset.
 """
 
 import functools
@@ -301,18 +301,17 @@ def warnings(result: dict) -> list[str]:
     metrics = compared["metrics"]
     rows = f"the {compared['num_rows']:,} rows that have every modality" if "complete_rows" in result else "all rows"
     full = max(metrics, key=lambda name: name.count("+"))
-    return [
-        sentence for name in metrics if (sentence := _warning(metrics, name, "the full fusion, " * (name == full), rows))
-    ]
+    sentences = (_warning(metrics, name, f"on {rows}", is_full=name == full) for name in metrics)
+    return [sentence for sentence in sentences if sentence is not None]
 
 
-def _warning(metrics: dict[str, dict], name: str, title: str, rows: str) -> str | None:
+def _warning(metrics: dict[str, dict], name: str, where: str, is_full: bool) -> str | None:
     members = [member for member in name.split("+") if member in metrics]
     best = max(members, key=lambda member: score(metrics[member]), default=name)
     if score(metrics[name]) >= score(metrics[best]):
         return None
     decides, _ = _deciding_metric(metrics[name])
     heading, shown = COLUMNS[decides]
-    return (
-        f"{title}`{name}`, is worse than `{best}` alone" if title else f"`{name}` is worse than `{best}` alone"
-    ) + f": {heading} {shown(metrics[name][decides])} against {shown(metrics[best][decides])} on {rows}."
+    subject = f"the full fusion, `{name}`," if is_full else f"`{name}`"
+    values = f"{shown(metrics[name][decides])} against {shown(metrics[best][decides])}"
+    return f"{subject} is worse than `{best}` alone: {heading} {values} {where}."

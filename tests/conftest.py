@@ -1,11 +1,14 @@
-"""Tiny models that every test may share. Widths are unequal and never 2, so that a mix-up cannot go unnoticed."""
+"""Tiny models that every test may share. Widths are unequal and never 2, so that a mix-up cannot go unnoticed.
+
+`initializer_range` is ten times the usual: at the usual one, a fresh tiny model hardly reacts to its inputs.
+"""
 
 import pytest
 import torch
 from transformers import BertConfig, HubertConfig, ResNetConfig, ViTConfig, Wav2Vec2Config, set_seed
 
 from configuration_mmfusion import MMFusionConfig
-from modeling_mmfusion import MMFusionForSequenceClassification
+from modeling_mmfusion import MMFusionForSequenceClassification, MMFusionModel
 
 torch.set_num_threads(1)
 
@@ -14,7 +17,7 @@ def text_config(**kwargs):
     return BertConfig(
         **{
             "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 32, "max_position_embeddings": 32, **kwargs,
+            "intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.2, **kwargs,
         }
     )  # fmt: skip
 
@@ -23,7 +26,7 @@ def vit_config(**kwargs):
     return ViTConfig(
         **{
             "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48,
-            "image_size": 16, "patch_size": 8, **kwargs,
+            "image_size": 16, "patch_size": 8, "initializer_range": 0.2, **kwargs,
         }
     )  # fmt: skip
 
@@ -35,14 +38,14 @@ def resnet_config(**kwargs):
 
 
 def audio_config(config_class=Wav2Vec2Config, **kwargs):
-    """A Wav2Vec2-like tower with a receptive field of 70 samples and a hop of 20."""
+    """A Wav2Vec2-like tower with a receptive field of 40 samples and a hop of 20."""
     return config_class(
         **{
             "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
             "conv_dim": [8, 10], "conv_kernel": [10, 7], "conv_stride": [5, 4], "conv_bias": True,
             "num_feat_extract_layers": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
             "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0,
-            "layerdrop": 0.0, **kwargs,
+            "layerdrop": 0.0, "initializer_range": 0.2, **kwargs,
         }
     )  # fmt: skip
 
@@ -53,7 +56,7 @@ def model_config(**kwargs):
         **{
             "text_config": text_config(), "vision_config": vit_config(), "audio_config": audio_config(),
             "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_fusion_queries": 3,
-            "num_labels": 3, "problem_type": "single_label_classification", **kwargs,
+            "initializer_range": 0.2, "num_labels": 3, "problem_type": "single_label_classification", **kwargs,
         }
     )  # fmt: skip
 
@@ -93,6 +96,23 @@ def make_inputs(rows=5, seed=0, mixed=True):
         "audio_attention_mask": (torch.arange(400) < audio_lengths[:, None]).long(),
         "modality_mask": modality_mask,
     }
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_mmfusion.MMFusionConfig",
+    "AutoModel": "modeling_mmfusion.MMFusionModel",
+    "AutoModelForSequenceClassification": "modeling_mmfusion.MMFusionForSequenceClassification",
+}
+
+
+def save_folder(model, path, **kwargs):
+    """Save a model with its code, as a folder that `Auto*.from_pretrained(..., trust_remote_code=True)` loads."""
+    MMFusionConfig.register_for_auto_class()
+    MMFusionModel.register_for_auto_class("AutoModel")
+    MMFusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    model.config.auto_map = dict(AUTO_MAP)
+    model.save_pretrained(path, **kwargs)
+    return path
 
 
 @pytest.fixture

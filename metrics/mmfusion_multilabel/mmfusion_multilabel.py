@@ -74,7 +74,9 @@ class MmfusionMultilabel(evaluate.Metric):
                     "references": datasets.Sequence(datasets.Value("int64")),
                 }
             ),
-            reference_urls=["https://scikit-learn.org/stable/modules/model_evaluation.html#multilabel-ranking-metrics"],
+            reference_urls=[
+                "https://scikit-learn.org/stable/modules/model_evaluation.html#multilabel-ranking-metrics"
+            ],
         )
 
     # `evaluate.combine` hands every keyword to every module, so those meant for the others are let through.

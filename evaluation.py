@@ -1,0 +1,120 @@
+"""How good is a model with every subset of its modalities: a model folder and a labelled table in, a table out.
+
+    python evaluation.py outputs/demo --data_file demo_data/test.csv
+    python evaluation.py outputs/emotion --data_file emotion/validation.csv --text_column utterance \\
+        --image_column face --audio_column speech --label_column emotion --output_file metrics.json
+    python evaluation.py owner/model --revision 1a2b3c4 --data_file owner/data --split test
+
+The towers run once a row and only the fusion again for each subset. Labels are those of the model's config; a row
+whose label the model does not know is an error. Exit code 2 for a wrong call, 1 for a failure.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from metrics.loading import DEVICES
+from metrics.writing import replacing
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder that train.py wrote, or Hub id; the code in it is run")
+    add("--revision", help="commit, tag or branch on the Hub; default: the newest")
+    add("--data_file", required=True, help="table with labels: .csv, .tsv, .jsonl, .parquet, a folder, a Hub data set")
+    add("--dataset_config_name", help="configuration of a Hub data set; default: its only one")
+    add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
+    for kind in ("text", "image", "audio"):
+        add(
+            f"--{kind}_column", help=f"column of the {kind}, `none` to leave it out; default: `{kind}` if there is one"
+        )
+    add("--label_column", help="column of the label; default: `label`")
+    add("--label_delimiter", help="what separates several labels in one cell; default: a cell is one label")
+    add("--on_bad_cell", choices=("error", "drop", "empty"), default="error",
+        help="cell that cannot be opened: stop, drop its row, or take it as empty; default: error")  # fmt: skip
+    add("--allow_outside_paths", action=argparse.BooleanOptionalAction, default=False,
+        help="whether paths in the table may leave its folder; default: no")  # fmt: skip
+    add("--max_eval_samples", type=positive, help="use only the first rows, this many; default: all")
+    add("--per_device_eval_batch_size", type=positive, default=32, help="rows a batch on each device; default: 32")
+    add("--num_workers", type=not_negative, default=0, help="processes that open cells; default: 0, this one")
+    add("--device", choices=DEVICES, default="auto", help="where to run; default: auto, a GPU where there is one")
+    add("--output_file", type=Path, help="write the numbers here as JSON, replacing what is there; default: do not")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """Read a whole number from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is below {least}")
+    return number
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure; the story in run order."""
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    from data import Collator, Columns, FusionDataset, LabelMap
+    from metrics.loading import load_model, open_table, pick_device
+    from metrics.subsets import evaluate_subsets, format_table, warnings
+
+    accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
+    model, processor = load_model(args.model, revision=args.revision, device=args.device)
+    model = model.to(accelerator.device)
+    labels = LabelMap.from_config(model.config, args.label_delimiter)
+    table = open_table(
+        args.data_file,
+        model,
+        processor,
+        columns=Columns(args.text_column, args.image_column, args.audio_column, args.label_column),
+        labels=labels,
+        split=args.split,
+        config_name=args.dataset_config_name,
+        allow_outside=args.allow_outside_paths,
+        max_rows=args.max_eval_samples,
+        on_bad_cell=args.on_bad_cell,
+    )
+
+    dataset = FusionDataset(table, labels, processor, cache_bytes=0)  # every row is read once
+    loader = DataLoader(
+        dataset, args.per_device_eval_batch_size, collate_fn=Collator(processor), num_workers=args.num_workers
+    )
+    result = evaluate_subsets(model, accelerator.prepare(loader), accelerator=accelerator)
+
+    if accelerator.is_main_process:
+        print(format_table(result))
+        for sentence in warnings(result):
+            print(f"\nwarning: {sentence}")
+        if args.output_file is not None:
+            with replacing(args.output_file) as path:
+                path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""A model, loaded the way a stranger loads it and refused when it is not whole, and a table that it can read.
+
+`transformers` only warns about weights that are missing and says nothing about weights that are NaN; numbers measured
+with such a model would look like numbers.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data import Columns, LabelMap, Table
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def load_model(model_name_or_path: str, *, revision: str | None = None, device: str = "auto"):
+    """Load classifier and processor through the unmodified Auto classes, with their own remote code.
+
+    Args:
+        model_name_or_path: a folder that `train.py` wrote, or a Hub id. Its Python files are run.
+        revision: commit, tag or branch on the Hub; None: the newest.
+        device: one of `DEVICES`; auto: the accelerator where there is one.
+
+    Returns:
+        (model in eval mode on the device, processor).
+
+    Raises:
+        FileNotFoundError: When the folder, or its `config.json`, is not there.
+        ValueError: When it cannot be loaded, is not an MMFusion classifier, or its weights are not whole and finite.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+    _check_folder(model_name_or_path)
+    options = {"trust_remote_code": True, "revision": revision}
+    with _one_sentence(model_name_or_path), _quiet_warnings():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            model_name_or_path, use_safetensors=True, output_loading_info=True, **options
+        )
+        processor = AutoProcessor.from_pretrained(model_name_or_path, **options)
+    if not hasattr(model, "encode") or not hasattr(model.config, "modalities"):
+        raise ValueError(
+            f"`{model_name_or_path}` holds a `{model.config.model_type}` model: give an MMFusion model, "
+            "as `train.py` writes it."
+        )
+    if not hasattr(processor, "modalities"):
+        raise ValueError(
+            f"`{model_name_or_path}` gave a {type(processor).__name__} where its processor was expected: its "
+            '`processor_config.json` must name it under "auto_map", as `train.py` writes it.'
+        )
+    _check_whole(model_name_or_path, info)
+    _check_finite(model_name_or_path, model)
+    return model.to(pick_device(device)), processor
+
+
+def load_pipeline(model_name_or_path: str, *, revision: str | None = None, device: str = "auto"):
+    """Load the pipeline that travels with the model; arguments and errors as for `load_model`.
+
+    `pipeline(model=name)` alone would load the weights without saying whether they were whole, so it gets the model
+    that was checked.
+    """
+    from transformers import pipeline
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    model, processor = load_model(model_name_or_path, revision=revision, device=device)
+    tasks = getattr(model.config, "custom_pipelines", None)
+    if not tasks:
+        raise ValueError(f"the config of `{model_name_or_path}` names no `custom_pipelines`: make it with `train.py`.")
+    task, entry = next(iter(tasks.items()))
+    with _one_sentence(model_name_or_path):
+        pipeline_class = get_class_from_dynamic_module(entry["impl"], model_name_or_path, revision=revision)
+    return pipeline(
+        task, model=model, processor=processor, config=model.config, pipeline_class=pipeline_class, device=model.device
+    )
+
+
+def open_table(
+    source: str,
+    model,
+    processor,
+    *,
+    columns: "Columns",
+    labels: "LabelMap | None" = None,
+    split: str | None = None,
+    config_name: str | None = None,
+    allow_outside: bool = False,
+    max_rows: int | None = None,
+    on_bad_cell: str = "error",
+) -> "Table":
+    """Read a table, keep the modalities that the model reads, and open every cell once.
+
+    Args:
+        source: as for `data.read_table`, like `columns`, `split`, `config_name` and `allow_outside`.
+        model: whose modalities are kept.
+        processor: how sounds are opened.
+        labels: what the model knows; every label is read before the slow look at the cells. None: labels are not used.
+        max_rows: keep only the first rows, this many; None: all.
+        on_bad_cell: one of `data.ON_BAD_CELL`; what was done about bad cells is told on stderr.
+
+    Raises:
+        FileNotFoundError: When there is no such table.
+        ValueError: When it is no table, or has nothing that the model reads, or cells are bad.
+    """
+    from data import check_table, read_table
+
+    reads = model.config.modalities
+    for kind in ("text", "image", "audio"):
+        if kind not in reads and getattr(columns, kind) not in (None, "none"):
+            raise ValueError(
+                f"the column `{getattr(columns, kind)}` is named as {kind}, but the model reads only "
+                f"{', '.join(reads)}: leave it out."
+            )
+    table = read_table(source, columns=columns, split=split, config_name=config_name, allow_outside=allow_outside)
+    if not set(table.modalities) & set(reads):
+        raise ValueError(
+            f"`{source}` has columns for {', '.join(table.modalities)}, but the model reads {', '.join(reads)}: name "
+            f"the column of one of these."
+        )
+    table = table.keep_modalities(reads)
+    if max_rows is not None:
+        table = table.select(range(min(max_rows, len(table))))
+    if labels is not None:
+        labels.encode_table(table)
+    table, report = check_table(
+        table,
+        sampling_rate=processor.sampling_rate,
+        max_audio_seconds=processor.max_audio_seconds,
+        on_bad_cell=on_bad_cell,
+        allow_empty_columns=True,  # the model answers without that modality
+    )
+    if report.problems:
+        print(report.describe(), file=sys.stderr)
+    return table
+
+
+def pick_device(device: str) -> str:
+    """Turn `auto` into what there is.
+
+    Raises:
+        ValueError: When `device` is not in `DEVICES`, or no GPU is there although asked for.
+    """
+    import torch
+
+    if device not in DEVICES:
+        raise ValueError(f"`device` is {device!r}: choose one of {', '.join(DEVICES)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` is 'cuda', but torch sees no GPU: use `cpu` or `auto`.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _check_folder(name: str) -> None:
+    """Say what is wrong with a path before it is taken for the name of a Hub repository."""
+    folder = Path(name).expanduser()
+    looks_like_path = name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/")
+    if not folder.exists() and not looks_like_path:
+        return
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"the model folder `{name}` {what}: give a folder that `train.py` wrote, or a Hub id (`owner/name`)."
+        )
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the model folder `{name}` has no `config.json`: give the folder that `train.py` wrote."
+        )
+
+
+@contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one, keeping the reason's first line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ValueError(f"the model `{name}` cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    """Silence the loading report: what it warns of is an error here, told in one sentence."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _check_whole(name: str, info: dict) -> None:
+    problems = {what: sorted(map(str, keys)) for what, keys in info.items() if keys}
+    if problems:
+        told = "; ".join(f"{what.replace('_', ' ')}: {_some(keys)}" for what, keys in problems.items())
+        raise ValueError(f"the weights of `{name}` do not fit its config ({told}): train or download it again.")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys[:3]) + (f" and {len(keys) - 3:,} more" if len(keys) > 3 else "")
+
+
+def _check_finite(name: str, model) -> None:
+    broken = [
+        key for key, tensor in model.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"the weights of `{name}` are NaN or infinite in {_some(broken)}: the run that made them diverged, or the "
+            "file is damaged; train or download it again."
+        )

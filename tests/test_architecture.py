@@ -1,0 +1,210 @@
+"""The repository is held to `docs/architecture.md`: who may import whom, and what a file that travels may do."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TRAVELLING = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion", "pipeline_mmfusion")
+VERBS = ("train", "evaluation", "predict")
+# `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
+TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy"}
+MAX_LINES = 450
+# Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
+MAX_LINES_OF = {"modeling_mmfusion.py": 800, "processing_mmfusion.py": 700}
+
+
+def python_files(*folders: str) -> list[Path]:
+    """Python files of the root (without folders) or of the folders, at any depth."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] if folders else ROOT.glob("*.py")
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+SOURCES = [*python_files(), *python_files("data", "metrics", "benchmarks")]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), name_of(path))
+
+
+def imported_by(node: ast.AST) -> Iterator[str]:
+    """Dotted modules that one import statement names; a relative one keeps its dots."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield "." * node.level + (node.module or "")
+
+
+def imports(path: Path) -> set[str]:
+    """Everything a file imports, at any depth."""
+    return {module for node in ast.walk(parse(path)) for module in imported_by(node)}
+
+
+def imports_of_ours(path: Path) -> set[str]:
+    """First parts of those imports that are files or folders of this repository."""
+    ours = {file.stem for file in ROOT.glob("*.py")} | {"data", "metrics", "benchmarks", "tests"}
+    return {first for module in imports(path) if (first := module.lstrip(".").split(".")[0]) in ours}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def statements(node: ast.AST, *, into_functions: bool, into_guards: bool) -> Iterator[ast.AST]:
+    """Statements below a node, without the bodies of functions or of `try … except ImportError` where not wanted."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not into_functions:
+            continue
+        if isinstance(child, ast.Try) and not into_guards and catches_import_error(child):
+            continue
+        if is_type_checking(child) and not into_functions:
+            continue
+        yield child
+        yield from statements(child, into_functions=into_functions, into_guards=into_guards)
+
+
+def catches_import_error(node: ast.Try) -> bool:
+    return any(handler.type is not None and "ImportError" in ast.unparse(handler.type) for handler in node.handlers)
+
+
+# -- who may import whom ----------------------------------------------------------------------------------------------
+
+
+def test_modeling_imports_configuration_and_travelling_files_import_nothing_else_of_ours():
+    allowed = {"modeling_mmfusion": {"configuration_mmfusion"}}
+    for name in TRAVELLING:
+        assert imports_of_ours(ROOT / f"{name}.py") <= allowed.get(name, set()), name
+
+
+def test_the_one_import_between_travelling_files_is_guarded_as_the_hub_needs_it():
+    guards = [node for node in ast.walk(parse(ROOT / "modeling_mmfusion.py")) if isinstance(node, ast.Try)]
+    assert [ast.unparse(node.body[0]).split(" import")[0] for node in guards] == ["from .configuration_mmfusion"]
+    raising, flat = guards[0].handlers[0].body
+    assert ast.unparse(raising) == "if __package__:\n    raise"
+    assert ast.unparse(flat).startswith("from configuration_mmfusion import")
+
+
+@pytest.mark.parametrize("folder", ["data", "metrics"])
+def test_data_and_metrics_import_no_model_and_no_verb(folder):
+    forbidden = {"modeling_mmfusion", "configuration_mmfusion", "pipeline_mmfusion", "benchmarks", "tests", *VERBS}
+    for path in python_files(folder):
+        assert not imports_of_ours(path) & forbidden, name_of(path)
+
+
+def test_data_takes_the_two_decoding_functions_of_the_processor_and_metrics_take_nothing():
+    taken = set()
+    for path in python_files("data"):
+        for node in ast.walk(parse(path)):
+            if "processing_mmfusion" in imported_by(node):
+                assert isinstance(node, ast.ImportFrom), name_of(path)
+                taken |= {alias.name for alias in node.names}
+    assert taken == {"decode_image", "decode_audio"}
+    for path in python_files("metrics"):
+        assert "processing_mmfusion" not in imports_of_ours(path), name_of(path)
+
+
+def test_data_does_not_know_the_metrics():
+    for path in python_files("data"):
+        assert "metrics" not in imports_of_ours(path), name_of(path)
+
+
+def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
+    """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline."""
+    paths = [ROOT / "evaluation.py", ROOT / "predict.py", *python_files("benchmarks")]
+    for path in paths:
+        assert not imports_of_ours(path) & set(TRAVELLING), name_of(path)
+
+
+def test_verbs_never_import_each_other():
+    for path in SOURCES:
+        assert not imports_of_ours(path) & set(VERBS), name_of(path)
+
+
+def test_no_source_imports_the_tests():
+    for path in SOURCES:
+        assert "tests" not in imports_of_ours(path) and "conftest" not in imports(path), name_of(path)
+
+
+# -- files that travel ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_a_travelling_file_needs_nothing_but_the_common_libraries(name):
+    needed = {
+        module.split(".")[0]
+        for node in statements(parse(ROOT / f"{name}.py"), into_functions=True, into_guards=False)
+        for module in imported_by(node)
+    }
+    assert needed <= TRAVELLING_MAY_NEED | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_no_line_of_prose_in_a_travelling_file_reads_like_a_relative_import(name):
+    """The Hub's scan is a regular expression over the text: such a line makes it look for a file that is not there."""
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, flags=re.MULTILINE)
+    assert found == ([("configuration_mmfusion", "")] if name == "modeling_mmfusion" else [])
+
+
+def test_transformers_itself_finds_the_files_that_travel_together():
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    for name in TRAVELLING:
+        expected = [str(ROOT / "configuration_mmfusion.py")] if name == "modeling_mmfusion" else []
+        assert get_relative_import_files(ROOT / f"{name}.py") == expected, name
+
+
+# -- every file -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_says_in_its_first_line_what_it_is(path):
+    docstring = ast.get_docstring(parse(path))
+    assert docstring and len(docstring.splitlines()[0]) > 20
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_can_be_read_in_one_sitting(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES_OF.get(path.name, MAX_LINES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_is_swallowed(path):
+    """No bare `except`, and no broad one whose whole answer is to go on."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
+            assert node.type is not None and not (broad and silent), f"{name_of(path)}:{node.lineno}"
+
+
+def imported_at_start(path: Path, seen: set[Path]) -> set[str]:
+    """First parts of the libraries that importing a file loads, through our own files too."""
+    seen.add(path)
+    libraries = set()
+    for node in statements(parse(path), into_functions=False, into_guards=True):
+        for module in imported_by(node):
+            file = ROOT / module.replace(".", "/")
+            ours = [path for path in (file.with_suffix(".py"), file / "__init__.py") if path.exists()]
+            if not ours:
+                libraries.add(module.split(".")[0])
+            for path_of_ours in set(ours) - seen:
+                libraries |= imported_at_start(path_of_ours, seen)
+    return libraries
+
+
+@pytest.mark.parametrize("path", [*(ROOT / f"{verb}.py" for verb in VERBS), *python_files("benchmarks")], ids=name_of)
+def test_help_waits_for_no_heavy_import(path):
+    if not path.exists():
+        pytest.skip(f"{name_of(path)} is not here")
+    assert not imported_at_start(path, set()) & HEAVY
