@@ -327,7 +327,8 @@ class MMFusionEncoder(MMFusionPreTrainedModel):
             `last_hidden_state` (B, Q, D), `pooler_output` (B, D); `hidden_states` of each block (B, Q, D) and
             `attentions` (B, H, Q, T; eager attention only) when asked for.
         """
-        queries = self.queries.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # (Q, D) -> (B, Q, D)
+        # A copy: `hidden_states[0]` is handed out, and a view would let its owner write into the weights.
+        queries = self.queries.to(tokens.dtype).repeat(tokens.shape[0], 1, 1)  # (Q, D) -> (B, Q, D)
         attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=queries,
@@ -518,7 +519,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         sizes = {MAIN_INPUTS[modality]: tensor.shape[0] for modality, tensor in given.items()}
         if modality_mask is not None:
             sizes["modality_mask"] = modality_mask.shape[0]
-        if len(set(sizes.values())) > 1:
+        # Compared, not collected in a set: in an export with dynamic shapes sizes are symbols, which have no hash.
+        num_rows, *others = sizes.values()
+        if any(size != num_rows for size in others):
             stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
             raise ValueError(f"all inputs must have the same number of rows, got {stated}")
         if 0 in sizes.values():

@@ -147,7 +147,7 @@ def _gray_of_any_range(values: np.ndarray) -> "Image.Image":
     for white in whites:
         if low >= 0 and high <= white:
             return _gray(values, white)
-    return _gray(values, max(high, low + 1.0), black=low)
+    return _gray(values, high if high > low else low + 1.0, black=low)
 
 
 # --- One sound

@@ -117,7 +117,7 @@ def check_table(
         lines = [*_reported(problems, max_reported), f"No row of `{table.name}` is left after the check."]
         raise BadCellsError("\n".join(lines), problems)
     if not allow_empty_columns:
-        _refuse_empty_columns(checked)
+        _refuse_empty_columns(checked, _reported(problems, max_reported))
     report = CheckReport(
         name=table.name,
         num_rows=len(table),
@@ -137,13 +137,14 @@ def _reported(problems: Sequence[Problem], max_reported: int) -> list[str]:
     return [str(problem) for problem in problems[:max_reported]] + ([f"… and {more} more"] if more > 0 else [])
 
 
-def _refuse_empty_columns(table: Table) -> None:
+def _refuse_empty_columns(table: Table, told: Sequence[str] = ()) -> None:
     for modality in table.modalities:
         if not table.presence[:, MODALITIES.index(modality)].any():
-            raise ValueError(
+            reason = (
                 f"`{table.name}`: every cell of the column `{table.columns[modality]}` is empty. Fill some, or leave "
                 f"the column out (name `none` as the {modality} column)."
             )
+            raise ValueError("\n".join([*told, reason]))
 
 
 def _empty_rows(table: Table) -> Iterator[Problem]:

@@ -45,8 +45,8 @@ class LabelMap:
             raise ValueError(f"`problem_type` is {self.problem_type!r}; allowed are {', '.join(PROBLEM_TYPES)}.")
         if self.delimiter is not None and self.problem_type != MULTI_LABEL:
             raise ValueError(
-                f"`delimiter` is {self.delimiter!r}, but the problem is {self.problem_type}, where a cell is not divided. "
-                f"Leave it out, or use {MULTI_LABEL}."
+                f"`delimiter` is {self.delimiter!r}, but the problem is {self.problem_type}, where no cell is "
+                f"divided. Leave it out, or use {MULTI_LABEL}."
             )
         if self.delimiter == "":
             raise ValueError("`delimiter` is empty. Give the character between two labels, such as `;`.")

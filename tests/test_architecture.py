@@ -1,6 +1,7 @@
 """The repository is held to `docs/architecture.md`: who may import whom, and what a file that travels may do."""
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TRAVELLING = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion", "pipeline_mmfusion")
 VERBS = ("train", "evaluation", "predict")
+ROOMS = ("data", "metrics", "training", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 HEAVY = {"torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy"}
@@ -25,13 +27,14 @@ def python_files(*folders: str) -> list[Path]:
     return sorted(path for path in found if "__pycache__" not in path.parts)
 
 
-SOURCES = [*python_files(), *python_files("data", "metrics", "benchmarks")]
+SOURCES = [*python_files(), *python_files(*ROOMS)]
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), name_of(path))
 
@@ -51,7 +54,7 @@ def imports(path: Path) -> set[str]:
 
 def imports_of_ours(path: Path) -> set[str]:
     """First parts of those imports that are files or folders of this repository."""
-    ours = {file.stem for file in ROOT.glob("*.py")} | {"data", "metrics", "benchmarks", "tests"}
+    ours = {file.stem for file in ROOT.glob("*.py")} | {*ROOMS, "tests"}
     return {first for module in imports(path) if (first := module.lstrip(".").split(".")[0]) in ours}
 
 
@@ -95,7 +98,8 @@ def test_the_one_import_between_travelling_files_is_guarded_as_the_hub_needs_it(
 
 @pytest.mark.parametrize("folder", ["data", "metrics"])
 def test_data_and_metrics_import_no_model_and_no_verb(folder):
-    forbidden = {"modeling_mmfusion", "configuration_mmfusion", "pipeline_mmfusion", "benchmarks", "tests", *VERBS}
+    models = {"modeling_mmfusion", "configuration_mmfusion", "pipeline_mmfusion"}
+    forbidden = {*models, *VERBS, "training", "benchmarks", "tests"}
     for path in python_files(folder):
         assert not imports_of_ours(path) & forbidden, name_of(path)
 
@@ -127,6 +131,12 @@ def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
 def test_verbs_never_import_each_other():
     for path in SOURCES:
         assert not imports_of_ours(path) & set(VERBS), name_of(path)
+
+
+def test_training_is_the_room_of_train_alone():
+    for path in SOURCES:
+        if path.name != "train.py" and path.parent.name != "training":
+            assert "training" not in imports_of_ours(path), name_of(path)
 
 
 def test_no_source_imports_the_tests():
@@ -205,6 +215,4 @@ def imported_at_start(path: Path, seen: set[Path]) -> set[str]:
 
 @pytest.mark.parametrize("path", [*(ROOT / f"{verb}.py" for verb in VERBS), *python_files("benchmarks")], ids=name_of)
 def test_help_waits_for_no_heavy_import(path):
-    if not path.exists():
-        pytest.skip(f"{name_of(path)} is not here")
     assert not imported_at_start(path, set()) & HEAVY

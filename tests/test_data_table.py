@@ -112,9 +112,9 @@ def test_none_leaves_a_column_out(tmp_path):
 
 def test_a_missing_column_lists_those_that_exist(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\na,b\n")
-    with pytest.raises(ValueError, match="no column `face` .as.* the image column.*`text`, `label`"):
+    with pytest.raises(ValueError, match=r"no column `face` .as.* the image column.*`text`, `label`"):
         read_table(path, columns=Columns(image="face"))
-    with pytest.raises(ValueError, match="`text` of .* is named as text and as image"):
+    with pytest.raises(ValueError, match=r"`text` of .* is named as text and as image"):
         read_table(path, columns=Columns(text="text", image="text"))
 
 
@@ -311,7 +311,7 @@ def test_selected_rows_keep_their_numbers_and_cells(tmp_path):
 def test_a_table_without_labels_says_so(tmp_path):
     table = read_table(write(tmp_path / "a.csv", "text,mood\na,b\n"))
     assert not table.has_labels
-    with pytest.raises(ValueError, match="has no label column. It has `text`, `mood`"):
+    with pytest.raises(ValueError, match=r"has no label column\. It has `text`, `mood`"):
         table.labels()
 
 
@@ -331,4 +331,4 @@ def test_the_emotion7_set_is_read_with_its_own_column_names():
     table = read_table(SHARED_DATA / "emotion7" / "validation.csv", columns=names)
     assert (len(table), len(set(table.labels()))) == (1050, 7)
     assert all(table.media(index, "image").is_file() for index in np.flatnonzero(table.presence[:, 1])[:50])
-    assert ((0.8 < table.presence.mean(0)) & (table.presence.mean(0) < 0.9)).all()
+    assert ((table.presence.mean(0) > 0.8) & (table.presence.mean(0) < 0.9)).all()

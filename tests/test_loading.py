@@ -33,6 +33,7 @@ from transformers import (
     set_seed,
 )
 
+from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import TOWERS, MMFusionForSequenceClassification, MMFusionModel
 
 FUSION = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_fusion_queries": 3}
@@ -84,7 +85,7 @@ def test_truncated_weights_are_an_error(tmp_path):
     make_model().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    with pytest.raises(SafetensorError, match="incomplete|Invalid|invalid"):
+    with pytest.raises(SafetensorError, match="incomplete metadata"):
         MMFusionForSequenceClassification.from_pretrained(tmp_path)
 
 
@@ -93,16 +94,15 @@ def test_a_missing_tensor_is_reported_and_gets_a_fresh_value_not_memory(tmp_path
     make_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     missing = {"mmfusion.fusion.queries", "mmfusion.projectors.audio.absent_embedding", "classifier.weight"}
-    save_file(
-        {key: weights[key] for key in weights.keys() - missing}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
+    kept = {key: tensor for key, tensor in weights.items() if key not in missing}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     model, info = MMFusionForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == missing
     for key in missing:
-        fresh = model.get_parameter(key)
-        assert fresh.std() == pytest.approx(0.2, rel=0.5), key  # `initializer_range` of the tiny models
-    kept = "mmfusion.projectors.audio.modality_embedding"
-    assert torch.equal(model.get_parameter(kept), weights[kept])
+        fresh = model.get_parameter(key).detach()
+        assert 0.1 < fresh.std() < 0.3, key  # `initializer_range` of the tiny models is 0.2
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[key], kept[key]) for key in kept.keys() & parameters.keys())
 
 
 def test_weights_of_another_shape_are_an_error(tmp_path):
@@ -110,7 +110,7 @@ def test_weights_of_another_shape_are_an_error(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["classifier.weight"] = torch.zeros(7, 32)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"classifier\.weight"):
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         MMFusionForSequenceClassification.from_pretrained(tmp_path)
 
 
@@ -130,7 +130,9 @@ TOWER_CONFIGS = {
     "bert": ("text", text_config),
     "distilbert": (
         "text",
-        lambda: DistilBertConfig(vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32),
+        lambda: DistilBertConfig(
+            vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32
+        ),
     ),
     "roberta": ("text", roberta_config),
     "vit": ("image", vit_config),
@@ -165,6 +167,8 @@ def test_a_model_from_an_encoder_keeps_its_weights_runs_and_comes_back(name, tmp
         **{modality: str(tmp_path / "tower")}, **FUSION, num_labels=4
     )
     assert model.training and model.config.modalities == (modality,)
+    attention = "eager" if name in ("resnet", "convnext", "wavlm") else "sdpa"
+    assert getattr(model.mmfusion, TOWERS[modality]).config._attn_implementation == attention
     weights, original = getattr(model.mmfusion, TOWERS[modality]).state_dict(), tower.state_dict()
     assert all(torch.equal(tensor, original[key]) for key, tensor in weights.items())
     assert all(key.startswith("pooler.") for key in original.keys() - weights.keys())
@@ -206,10 +210,23 @@ def test_encoders_can_be_given_as_models_and_lose_a_pooler_that_nothing_would_tr
     assert torch.equal(logits(load(tmp_path), inputs), logits(model, inputs))
 
 
+def test_towers_brought_by_hand_keep_an_attention_that_reads_their_masks():
+    """Composing a configuration unsets the attention of the towers in it; without one, a tower ignores its mask."""
+    text = BertModel(text_config(), add_pooling_layer=False)
+    model = MMFusionForSequenceClassification(MMFusionConfig(text_config=text.config, **FUSION), {"text": text}).eval()
+    assert text.config._attn_implementation == "sdpa"
+    inputs = {argument: make_inputs()[argument] for argument in INPUTS_OF["text"]}
+    longer = {argument: torch.nn.functional.pad(value, (0, 9)) for argument, value in inputs.items()}
+    torch.testing.assert_close(logits(model, longer), logits(model, inputs))
+
+
 def test_keywords_for_loading_reach_every_tower(tmp_path):
     save_tower("bert", tmp_path / "text" / "inner")
-    model = MMFusionModel.from_encoders(text=str(tmp_path / "text"), encoder_kwargs={"subfolder": "inner"}, **FUSION)
+    keywords = {"subfolder": "inner", "attn_implementation": "eager"}
+    model = MMFusionModel.from_encoders(text=str(tmp_path / "text"), encoder_kwargs=keywords, **FUSION)
     assert model.config.modalities == ("text",)
+    assert model.text_encoder.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_an_encoder_of_pickled_weights_is_refused(tmp_path):
@@ -273,11 +290,12 @@ STRANGER = """
     base = AutoModel.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     assert config.modalities == ("text", "image", "audio") and config.id2label == {0: "a", 1: "b", 2: "c"}
+    keep = torch.tensor([[1, 0, 1]]).expand(5, -1)
     with torch.no_grad():
         encoded = base.encode(**inputs)
         outputs = {
             "logits": model(**inputs).logits,
-            "fused": base(encoder_outputs=encoded, modality_mask=torch.tensor([[1, 0, 1]]).expand(5, -1)).pooler_output,
+            "fused": base(encoder_outputs=encoded, modality_mask=keep).pooler_output,
             "text": base.get_text_features(inputs["input_ids"], inputs["attention_mask"]),
         }
     torch.save(outputs, inputs_file)

@@ -190,6 +190,14 @@ def test_a_row_whose_mask_is_empty_lacks_the_modality(model, modality):
     assert_close(logits(model, {**inputs, ARGUMENTS[modality][1]: mask}), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_masks_may_be_of_any_dtype(name, dtype):
+    model, inputs = make_model(CONFIGS[name]()), make_inputs()
+    cast = {argument: value.to(dtype) if "mask" in argument else value for argument, value in inputs.items()}
+    assert torch.equal(logits(model, cast), logits(model, inputs))
+
+
 def test_a_row_without_any_modality_is_finite_and_reads_the_absent_embeddings(model, inputs):
     inputs["modality_mask"][2] = 0
     output = logits(model, inputs)

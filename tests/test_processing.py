@@ -110,7 +110,7 @@ def test_16_bit_pictures_are_scaled_not_clipped():
 
 
 def test_float_pictures_read_0_to_1_or_0_to_255_and_other_ranges_are_stretched():
-    for values in ([[0, 0.5, 1]], [[0, 128, 255]], [[-7, 0.03, 7]]):
+    for values in ([[0, 0.5, 1]], [[0, 128, 255]], [[-7, 0.03, 7]], [[-0.1, 0.0004, 0.1]]):
         image = Image.fromarray(np.array(values, np.float32))
         assert np.asarray(decode_image(image_bytes(image, "TIFF")))[0, :, 0].tolist() == [0, 128, 255]
 

@@ -15,7 +15,7 @@ class GenerationTesterMixin:
 
 
 class ExportTesterMixin:
-    """Tests of `transformers.exporters`, base of `ModelTesterMixin`; `test_modeling_mmfusion.py` exports by itself."""
+    """Tests of `transformers.exporters`, base of `ModelTesterMixin`; `test_dynamo_export` of ours is in its place."""
 
 
 def url_to_local_path(url: str) -> str:

@@ -1,0 +1,1 @@
+"""What `train.py` tells in short: its flags, towers, optimiser and the folder it leaves."""

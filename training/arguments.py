@@ -1,0 +1,183 @@
+"""The flags of `train.py`, named as in the examples of `transformers` where there is one."""
+
+import argparse
+from pathlib import Path
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+def number(kind: type, least: float, below: float = float("inf")):
+    """An argparse type: a number in [least, below)."""
+
+    def read(text: str):
+        value = kind(text)
+        if not least <= value < below:
+            limit = f"at least {least}" if below == float("inf") else f"in [{least}, {below})"
+            raise argparse.ArgumentTypeError(f"{text} is not {limit}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    return read
+
+
+def parse_args(argv: list[str] | None, description: str, epilog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_training(parser.add_argument_group("training"))
+    _add_output(parser.add_argument_group("output"))
+    args = parser.parse_args(argv)
+    _check_output_dir(parser, args)
+    if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
+        parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
+    return args
+
+
+def _add_data(group):
+    add = group.add_argument
+    add(
+        "--train_file",
+        required=True,
+        help="table: .csv, .tsv, .jsonl, .parquet (or a glob of them), a folder with metadata, a Hub data set",
+    )
+    add("--validation_file", help="the same for validation; default: a stratified part of --train_file is set aside")
+    add(
+        "--validation_fraction",
+        type=number(float, 0.001, 1.0),
+        default=0.1,
+        help="part of the rows that is set aside when there is no --validation_file; default: 0.1",
+    )
+    add("--dataset_config_name", help="configuration of a Hub data set; default: its only one")
+    for kind in ("text", "image", "audio"):
+        add(f"--{kind}_column", help=f"column of the {kind}, `none` to leave it out; default: `{kind}` if it exists")
+    add("--label_column", help="column of the label; default: `label`")
+    add("--label_delimiter", help="what separates several labels in one cell; default: a cell is one label")
+    add("--problem_type", choices=PROBLEM_TYPES, help="default: guessed from the labels, and printed")
+    add(
+        "--on_bad_cell",
+        choices=("error", "drop", "empty"),
+        default="error",
+        help="cell that cannot be opened: stop, drop its row, or take it as empty; default: error",
+    )
+    add(
+        "--check_cells",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="open every cell once before training; default: yes",
+    )
+    add(
+        "--allow_outside_paths",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="whether paths in the table may leave its folder; default: no",
+    )
+    add("--max_train_samples", type=number(int, 1), help="use only this many training rows; default: all")
+    add("--max_eval_samples", type=number(int, 1), help="use only this many validation rows; default: all")
+    add("--num_workers", type=number(int, 0), default=0, help="processes that open cells; default: 0, this one")
+    add("--cache_gib", type=number(float, 0), default=1.0,
+        help="GiB of memory for opened pictures and sounds, in each worker; default: 1, 0 turns it off")  # fmt: skip
+
+
+def _add_model(group):
+    add = group.add_argument
+    add(
+        "--preset",
+        choices=("tiny", "base"),
+        default="tiny",
+        help="towers: tiny (small, from scratch; the default) or base (BERT, ViT and Wav2Vec2 base, pretrained)",
+    )
+    for kind in ("text", "image", "audio"):
+        add(
+            f"--{kind}_model_name_or_path",
+            help=f"pretrained {kind} tower: Hub id or folder, or `none` for a model without; default: the preset's",
+        )
+    add("--fusion_hidden_size", type=number(int, 8), help="width of the fusion; default: 128 for tiny, 512 for base")
+    add("--num_fusion_layers", type=number(int, 1), default=2, help="fusion blocks; default: 2")
+    add("--num_fusion_queries", type=number(int, 1), default=8, help="learned queries of the fusion; default: 8")
+    add("--hidden_dropout_prob", type=number(float, 0, 1), default=0.1, help="dropout of the fusion; default: 0.1")
+    add(
+        "--modality_dropout",
+        type=number(float, 0, 1),
+        default=0.5,
+        help="probability that a modality is left out when a row is fused again; default: 0.5, 0 turns it off",
+    )
+    add(
+        "--vocab_size",
+        type=number(int, 100),
+        default=2000,
+        help="tiny text tower: entries of the vocabulary that is learnt from the training text; default: 2000",
+    )
+    add("--image_size", type=number(int, 16), default=64, help="tiny image tower: pixels a side; default: 64")
+    add("--sampling_rate", type=number(int, 4000), default=16_000, help="tiny audio tower: in Hz; default: 16000")
+    add("--max_text_length", type=number(int, 4), default=128, help="tokens kept of a text; default: 128")
+    add("--max_audio_seconds", type=number(float, 0.1), default=10.0, help="seconds kept of a sound; default: 10")
+
+
+def _add_training(group):
+    add = group.add_argument
+    add(
+        "--learning_rate",
+        type=number(float, 0),
+        default=1e-3,
+        help="peak for the fusion, the head and towers from scratch; default: 0.001",
+    )
+    for kind in ("text", "image", "audio"):
+        add(
+            f"--{kind}_learning_rate",
+            type=number(float, 0),
+            help="for this tower, 0 freezes it; default: --learning_rate from scratch, 5e-5 pretrained",
+        )
+    add("--weight_decay", type=number(float, 0), default=0.01, help="not on norms and biases; default: 0.01")
+    add("--num_train_epochs", type=number(int, 1), default=10, help="passes over the training rows; default: 10")
+    add("--max_train_steps", type=number(int, 1), help="stop after this many optimiser steps; default: no limit")
+    add("--per_device_train_batch_size", type=number(int, 1), default=32, help="rows a batch a device; default: 32")
+    add("--per_device_eval_batch_size", type=number(int, 1), default=64, help="rows a batch a device; default: 64")
+    add("--gradient_accumulation_steps", type=number(int, 1), default=1, help="batches a step; default: 1")
+    add(
+        "--lr_scheduler_type",
+        default="cosine",
+        choices=("cosine", "linear", "constant_with_warmup"),
+        help="after the warm-up; default: cosine",
+    )
+    add("--warmup_ratio", type=number(float, 0, 1), default=0.06, help="part of the steps to warm up; default: 0.06")
+    add("--max_grad_norm", type=number(float, 0), default=1.0, help="gradient clipping; default: 1, 0 turns it off")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="autocast; default: no (float32)")
+    add(
+        "--activation_checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute activations again in the backward pass to save memory; default: no",
+    )
+    add(
+        "--early_stopping_patience",
+        type=number(int, 1),
+        help="stop after this many epochs without a better validation score; default: never",
+    )
+    add("--seed", type=number(int, 0), default=0, help="of split, weights, order and dropout; default: 0")
+
+
+def _add_output(group):
+    add = group.add_argument
+    add("--output_dir", type=Path, required=True, help="the model folder; it appears when it is complete")
+    add(
+        "--overwrite_output_dir",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="replace the model that --output_dir holds, once the new one is complete; default: no",
+    )
+
+
+def _check_output_dir(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """A folder with something in it is replaced only when asked for, and only when it is a model."""
+    folder = args.output_dir
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "config.json").is_file():
+        parser.error(f"--output_dir {folder} holds something that is no model: name a new folder or an empty one")
+    if not args.overwrite_output_dir:
+        parser.error(
+            f"--output_dir {folder} already holds a model: name another folder, or add --overwrite_output_dir to "
+            "replace it once the new model is complete"
+        )
