@@ -495,9 +495,6 @@ class MMFusionProcessor(ProcessorMixin):
         """Hz that the audio tower hears; None without one."""
         return None if self.feature_extractor is None else self.feature_extractor.sampling_rate
 
-    # For callers of the old name only: upstream's tests want no attribute named like an argument of `__call__`.
-    sampling_rate = audio_sampling_rate
-
     @property
     def modalities(self) -> tuple[str, ...]:
         """Those of text, image and audio that this processor reads."""

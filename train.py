@@ -114,7 +114,7 @@ def check(args, accelerator, processor, *tables):
     for place, table in enumerate(tables):
         table, report = check_table(
             table,
-            sampling_rate=processor.sampling_rate,
+            sampling_rate=processor.audio_sampling_rate,
             max_audio_seconds=processor.max_audio_seconds,
             on_bad_cell=args.on_bad_cell,
             allow_empty_columns=place > 0,  # a modality that is never there cannot be learnt, but can be evaluated

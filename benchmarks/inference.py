@@ -68,7 +68,7 @@ def make_inputs(model, processor, args: argparse.Namespace) -> dict[str, dict]:
         picture = Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8))
         rows["image"] = dict(processor(images=[picture]))
     if "audio" in model.config.modalities:
-        rate = processor.sampling_rate
+        rate = processor.audio_sampling_rate
         sound = noise.normal(0, 0.1, round(args.audio_seconds * rate)).astype(np.float32)
         rows["audio"] = dict(processor(audio=[{"array": sound, "sampling_rate": rate}]))
     for row in rows.values():

@@ -81,7 +81,7 @@ class FusionDataset(Dataset):
         self.table = table
         self.modalities = tuple(name for name in processor.modalities if name in table.modalities)
         self.encoded_labels = None if labels is None else labels.encode_table(table)
-        self.sampling_rate = processor.sampling_rate
+        self.sampling_rate = processor.audio_sampling_rate
         self.max_audio_seconds = processor.max_audio_seconds
         self.cache = CellCache(cache_bytes)
         self._keys: dict[tuple[int, str], tuple] = {}
@@ -153,7 +153,7 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         names = {"text": "text", "image": "images", "audio": "audio"}
         cells = {names[modality]: [row[modality] for row in rows] for modality in self.processor.modalities}
-        batch = dict(self.processor(**cells, sampling_rate=self.processor.sampling_rate))
+        batch = dict(self.processor(**cells, sampling_rate=self.processor.audio_sampling_rate))
         labels = [row["label"] for row in rows]
         if any(label is not None for label in labels):
             batch["labels"] = label_tensor(labels)

@@ -125,7 +125,7 @@ def open_table(
         labels.encode_table(table)
     table, report = check_table(
         table,
-        sampling_rate=processor.sampling_rate,
+        sampling_rate=processor.audio_sampling_rate,
         max_audio_seconds=processor.max_audio_seconds,
         on_bad_cell=on_bad_cell,
         allow_empty_columns=True,  # the model answers without that modality

@@ -9,19 +9,11 @@ from upstream_tests.test_processing_common import ProcessorTesterMixin
 
 from processing_mmfusion import MMFusionProcessor
 
-from .skips import skips
-
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lower", "newer", "upper", "older", "longer", "string"]
 MAX_TEXT_LENGTH = 117
 SAMPLING_RATE = 16_000
 
 
-@skips(
-    {
-        "test_call_arguments_not_in_attributes": "`sampling_rate` as an argument is the rate of the arrays, "
-        "as an attribute the rate that the tower hears: neither is the other's default",
-    }
-)
 class MMFusionProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = MMFusionProcessor
     return_attention_mask = True

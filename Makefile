@@ -1,0 +1,62 @@
+# The environment is made on first use; every target can be the first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+OUT := outputs
+# On few cores, threads that spin for one another cost more than they bring.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: help demo test test-slow test-upstream bench lint format clean
+
+help:
+	@echo "make demo           train on the embedded demo set, evaluate, predict one sample"
+	@echo "make test           the tests (offline, about 3 minutes)"
+	@echo "make test-upstream  transformers' own common tests on our classes (fetches its source distribution)"
+	@echo "make bench          speed and memory of the demo model"
+	@echo "make format         ruff, both ways"
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-upstream: requirements-upstream.txt $(VENV)/.installed-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-upstream.txt
+	touch $@
+
+$(OUT)/demo: $(VENV)/.installed
+	$(PY) -m data.demo $(OUT)/demo_data
+	$(PY) train.py --train_file $(OUT)/demo_data/train.csv --validation_file $(OUT)/demo_data/validation.csv \
+		--num_train_epochs 4 --image_size 32 --output_dir $@
+
+demo: $(OUT)/demo
+	$(PY) evaluation.py $(OUT)/demo --data_file $(OUT)/demo_data/test.csv
+	$(PY) predict.py $(OUT)/demo --top_k 3 --text "it is not five but two" \
+		--image $$(ls $(OUT)/demo_data/images/test-*.png | head -n 1)
+
+test: $(VENV)/.installed-dev
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev
+	$(TEST_ENV) $(PY) -m pytest -m slow
+
+test-upstream: $(VENV)/.installed-upstream
+	$(TEST_ENV) $(PY) -m pytest -n 2 tests/upstream
+
+bench: $(OUT)/demo
+	$(PY) benchmarks/inference.py $(OUT)/demo
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(OUT) .pytest_cache .ruff_cache
