@@ -14,51 +14,27 @@ import json
 import sys
 from pathlib import Path
 
-from metrics.loading import DEVICES
-from metrics.writing import replacing
+from cli.arguments import add_column_arguments, add_label_arguments, add_model_arguments, exit_code, number
+from cli.files import replacing
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add_model_arguments(parser)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder that train.py wrote, or Hub id; the code in it is run")
-    add("--revision", help="commit, tag or branch on the Hub; default: the newest")
     add("--data_file", required=True, help="table with labels: .csv, .tsv, .jsonl, .parquet, a folder, a Hub data set")
-    add("--dataset_config_name", help="configuration of a Hub data set; default: its only one")
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
-    for kind in ("text", "image", "audio"):
-        add(
-            f"--{kind}_column", help=f"column of the {kind}, `none` to leave it out; default: `{kind}` if there is one"
-        )
-    add("--label_column", help="column of the label; default: `label`")
-    add("--label_delimiter", help="what separates several labels in one cell; default: a cell is one label")
-    add("--on_bad_cell", choices=("error", "drop", "empty"), default="error",
-        help="cell that cannot be opened: stop, drop its row, or take it as empty; default: error")  # fmt: skip
-    add("--allow_outside_paths", action=argparse.BooleanOptionalAction, default=False,
-        help="whether paths in the table may leave its folder; default: no")  # fmt: skip
-    add("--max_eval_samples", type=positive, help="use only the first rows, this many; default: all")
-    add("--per_device_eval_batch_size", type=positive, default=32, help="rows a batch on each device; default: 32")
-    add("--num_workers", type=not_negative, default=0, help="processes that open cells; default: 0, this one")
-    add("--device", choices=DEVICES, default="auto", help="where to run; default: auto, a GPU where there is one")
+    add_column_arguments(parser)
+    add_label_arguments(parser)
+    add("--max_eval_samples", type=number(int, 1), help="use only the first rows, this many; default: all")
+    add(
+        "--per_device_eval_batch_size",
+        type=number(int, 1),
+        default=32,
+        help="rows a batch on each device; default: 32",
+    )
     add("--output_file", type=Path, help="write the numbers here as JSON, replacing what is there; default: do not")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """Read a whole number from 0."""
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is below {least}")
-    return number
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -66,8 +42,8 @@ def run(args: argparse.Namespace) -> dict:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
+    from cli.loading import load_model, open_table, pick_device
     from data import Collator, Columns, FusionDataset, LabelMap
-    from metrics.loading import load_model, open_table, pick_device
     from metrics.subsets import evaluate_subsets, format_table, warnings
 
     accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
@@ -104,16 +80,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

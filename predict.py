@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metrics.loading import DEVICES
-from metrics.writing import replacing
+from cli.arguments import add_column_arguments, add_model_arguments, exit_code, number
+from cli.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,45 +33,25 @@ MULTI_LABEL_THRESHOLD = 0.5
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="folder that train.py wrote, or Hub id; the code in it is run")
-    add("--revision", help="commit, tag or branch on the Hub; default: the newest")
-    add("--device", choices=DEVICES, default="auto", help="where to run; default: auto, a GPU where there is one")
+    add_model_arguments(parser)
+    sample = parser.add_argument_group("one sample: at least one of its modalities")
+    sample.add_argument("--text", help="the text itself")
+    sample.add_argument("--image", help="path of a picture")
+    sample.add_argument("--audio", help="path of a sound")
+    sample.add_argument("--top_k", type=number(int, 1), help="how many labels to print, best first; default: all")
 
-    add = parser.add_argument_group("one sample: at least one of its modalities").add_argument
-    add("--text", help="the text itself")
-    add("--image", help="path of a picture")
-    add("--audio", help="path of a sound")
-    add("--top_k", type=positive, help="how many labels to print, best first; default: all")
-
-    add = parser.add_argument_group("a table").add_argument
+    group = parser.add_argument_group("a table")
+    add = group.add_argument
     add("--data_file", help=".csv, .tsv, .jsonl, .parquet, a folder, or a Hub data set")
     add("--output_file", type=Path, help="where the scored table goes: .csv, .jsonl or .parquet")
     add("--overwrite", action=argparse.BooleanOptionalAction, default=False,
         help="whether to replace an output file that is there; default: no")  # fmt: skip
-    add("--dataset_config_name", help="configuration of a Hub data set; default: its only one")
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
-    for kind in ("text", "image", "audio"):
-        add(
-            f"--{kind}_column", help=f"column of the {kind}, `none` to leave it out; default: `{kind}` if there is one"
-        )
-    add("--on_bad_cell", choices=("error", "drop", "empty"), default="error",
-        help="cell that cannot be opened: stop, drop its row, or take it as empty; default: error")  # fmt: skip
-    add("--allow_outside_paths", action=argparse.BooleanOptionalAction, default=False,
-        help="whether paths in the table may leave its folder; default: no")  # fmt: skip
-    add("--batch_size", type=positive, default=32, help="rows a batch; default: 32")
-    add("--num_workers", type=int, default=0, help="processes that open cells; default: 0, this one")
+    add_column_arguments(group)
+    add("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
     args = parser.parse_args(argv)
     _check_usage(parser, args)
     return args
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -95,7 +75,7 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 def predict_sample(args: argparse.Namespace) -> list[dict]:
     """Give the labels of one sample, best first."""
-    from metrics.loading import load_pipeline
+    from cli.loading import load_pipeline
 
     given = {name: getattr(args, name) for name in ("text", "image", "audio")}
     classify = load_pipeline(args.model, revision=args.revision, device=args.device)
@@ -111,8 +91,8 @@ def predict_table(args: argparse.Namespace) -> int:
         raise ValueError(f"`{args.output_file}` exists: give another `--output_file`, or `--overwrite` to replace it.")
     from torch.utils.data import DataLoader
 
+    from cli.loading import load_model, open_table
     from data import Collator, Columns, FusionDataset
-    from metrics.loading import load_model, open_table
     from metrics.subsets import predict_subsets, probabilities, problem_type, subset_name
 
     model, processor = load_model(args.model, revision=args.revision, device=args.device)
@@ -237,20 +217,15 @@ WRITERS: dict[str, Callable[[Path, "pa.Table"], None]] = {
 }  # fmt: skip
 
 
+def run(args: argparse.Namespace) -> None:
+    if args.data_file is None:
+        print(json.dumps(predict_sample(args), ensure_ascii=False, indent=2))
+    else:
+        print(f"{predict_table(args):,} rows written to {args.output_file}")
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        if args.data_file is None:
-            print(json.dumps(predict_sample(args), ensure_ascii=False, indent=2))
-        else:
-            print(f"{predict_table(args):,} rows written to {args.output_file}")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -17,34 +17,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for our own files, from whatever folder this is run
+
+from cli.arguments import add_model_arguments, exit_code, number
+from cli.files import replacing
+
 MIB = 2**20
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="folder that train.py wrote, or Hub id (its code is run)")
-    parser.add_argument("--revision", help="commit, tag or branch on the Hub; default: the newest")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
-    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32], help="rows a call")
-    parser.add_argument("--num_repeats", type=positive, default=20, help="timed calls of each case")
-    parser.add_argument("--num_tokens", type=positive, default=32, help="tokens of every text")
-    parser.add_argument("--audio_seconds", type=float, default=2.0, help="seconds of every sound")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--output_file", type=Path, help="also write the JSON object here; default: do not")
-    args = parser.parse_args(argv)
-    if args.audio_seconds <= 0:
-        parser.error(f"argument --audio_seconds: {args.audio_seconds} is not above 0 seconds")
-    return args
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add_model_arguments(parser)
+    add, count = parser.add_argument, number(int, 1)
+    add("--batch_sizes", type=count, nargs="+", default=[1, 8, 32], help="rows a call; default: 1 8 32")
+    add("--num_repeats", type=count, default=20, help="timed calls of each case; default: 20")
+    add("--num_tokens", type=count, default=32, help="tokens of every text; default: 32")
+    add("--audio_seconds", type=number(float, 0.025), default=2.0, help="seconds of every sound; default: 2")
+    add("--seed", type=number(int, 0), default=0, help="of the noise; default: 0")
+    add("--output_file", type=Path, help="also write the JSON object here; default: do not")
+    return parser.parse_args(argv)
 
 
 def make_inputs(model, processor, args: argparse.Namespace) -> dict[str, dict]:
@@ -217,12 +208,12 @@ def print_tables(report: dict) -> None:
     print("(all subsets: towers once, fusion once a subset)\n")
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Load, time, print; give the report."""
+def run(args: argparse.Namespace) -> None:
+    """Load, time, print."""
     import psutil
     from transformers import AutoModelForSequenceClassification  # noqa: F401  (imports are not the model's memory)
 
-    from metrics.loading import load_model
+    from cli.loading import load_model
     from metrics.subsets import subset_name
 
     rss_before_load = psutil.Process().memory_info().rss
@@ -236,22 +227,16 @@ def run(args: argparse.Namespace) -> dict:
         "results": summarise(seconds, subset_name(model.config.modalities)),
     }
     print_tables(report)
-    return report
+    line = json.dumps(report)
+    if args.output_file is not None:
+        with replacing(args.output_file) as path:
+            path.write_text(line + "\n", encoding="utf-8")
+    print(line)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        report = json.dumps(run(args))
-        if args.output_file is not None:
-            args.output_file.write_text(report + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report)
-    return 0
+    return exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `metrics`, from whatever folder this is run
     sys.exit(main())

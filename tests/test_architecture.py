@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TRAVELLING = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion", "pipeline_mmfusion")
 VERBS = ("train", "evaluation", "predict")
-ROOMS = ("data", "metrics", "training", "benchmarks")
+ROOMS = ("cli", "data", "metrics", "training", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 HEAVY = {"torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy"}
@@ -97,9 +97,9 @@ def test_the_one_import_between_travelling_files_is_guarded_as_the_hub_needs_it(
 
 
 @pytest.mark.parametrize("folder", ["data", "metrics"])
-def test_data_and_metrics_import_no_model_and_no_verb(folder):
+def test_data_and_metrics_import_no_model_no_verb_and_nothing_of_the_commands(folder):
     models = {"modeling_mmfusion", "configuration_mmfusion", "pipeline_mmfusion"}
-    forbidden = {*models, *VERBS, "training", "benchmarks", "tests"}
+    forbidden = {*models, *VERBS, "cli", "training", "benchmarks", "tests"}
     for path in python_files(folder):
         assert not imports_of_ours(path) & forbidden, name_of(path)
 
@@ -123,7 +123,7 @@ def test_data_does_not_know_the_metrics():
 
 def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
     """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline."""
-    paths = [ROOT / "evaluation.py", ROOT / "predict.py", *python_files("benchmarks")]
+    paths = [ROOT / "evaluation.py", ROOT / "predict.py", *python_files("benchmarks", "cli")]
     for path in paths:
         assert not imports_of_ours(path) & set(TRAVELLING), name_of(path)
 

@@ -175,7 +175,7 @@ def test_other_problem_types_have_their_own_columns(problem, names, scores, colu
         (["--data_file", "x.csv"], "--data_file needs --output_file"),
         (["--text", "a", "--output_file", "y.csv"], "--output_file needs --data_file"),
         (["--data_file", "x.csv", "--output_file", "y.xlsx"], "allowed are .csv, .jsonl, .parquet"),
-        (["--text", "a", "--top_k", "0"], "0 is below 1"),
+        (["--text", "a", "--top_k", "0"], "0 is not at least 1"),
     ],
 )
 def test_a_wrong_call_exits_with_2(arguments, sentence, capsys):

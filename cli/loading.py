@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.arguments import DEVICES
+
 if TYPE_CHECKING:
     from data import Columns, LabelMap, Table
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def load_model(model_name_or_path: str, *, revision: str | None = None, device: str = "auto"):
