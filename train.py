@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.arguments import parse_args
+from training.arguments import parse_args, refuse_idle_towers
 
 EXAMPLES = """examples:
   python -m data.demo outputs/demo_data
@@ -45,7 +45,7 @@ def run(args) -> Path:
     loaders = make_loaders(args, towers.processor, labels, train_table, validation_table)
     optimizer = make_optimizer(args, model, towers)
     steps = number_of_steps(args, loaders[0], accelerator)
-    scheduler = make_scheduler(args, optimizer, steps)
+    scheduler = make_scheduler(args, optimizer, steps, accelerator.num_processes)
     model, optimizer, scheduler, *loaders = accelerator.prepare(model, optimizer, scheduler, *loaders)
 
     best, history = fit(args, accelerator, model, optimizer, scheduler, *loaders, steps)
@@ -164,6 +164,7 @@ def choose_towers(args, train_table):
     from training.towers import make_towers
 
     modalities = train_table.modalities
+    refuse_idle_towers(args, train_table.name, modalities)
     cells = (train_table.cell(i, "text") for i in range(len(train_table))) if "text" in modalities else ()
     return make_towers(
         modalities,
@@ -267,7 +268,8 @@ def make_optimizer(args, model, towers):
             rate = next((r for tower, r in rates.items() if f"mmfusion.{tower}." in name), args.learning_rate)
             groups.setdefault((rate, args.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        fused=True,  # one kernel for all parameters, on the CPU too
     )
 
 
@@ -278,14 +280,15 @@ def number_of_steps(args, train_loader, accelerator) -> int:
     return steps if args.max_train_steps is None else min(steps, args.max_train_steps)
 
 
-def make_scheduler(args, optimizer, steps: int):
+def make_scheduler(args, optimizer, steps: int, num_processes: int):
+    """The learning rate over the run; `accelerate` advances it once for each process at every step."""
     from transformers import get_scheduler
 
     return get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=math.ceil(args.warmup_ratio * steps),
-        num_training_steps=steps,
+        num_warmup_steps=math.ceil(args.warmup_ratio * steps) * num_processes,
+        num_training_steps=steps * num_processes,
     )
 
 
@@ -297,7 +300,7 @@ def fit(args, accelerator, model, optimizer, scheduler, train_loader, validation
     from tqdm.auto import tqdm
 
     best = {"score": -math.inf, "state": None, "epoch": 0}
-    history = {"epochs": [], "interrupted": False, "num_skipped_steps": 0}
+    history = {"epochs": [], "interrupted": False, "num_skipped_steps": 0, "num_skipped_on_end": 0}
     rows = len(train_loader.dataset) * args.num_train_epochs
     started = time.perf_counter()
     bar = tqdm(total=rows, unit=" samples", unit_scale=True, disable=not accelerator.is_local_main_process)
@@ -311,7 +314,8 @@ def fit(args, accelerator, model, optimizer, scheduler, train_loader, validation
             history["epochs"].append(record)
             if record["score"] > best["score"]:
                 best = {"score": record["score"], "state": weights_on_cpu(accelerator, model), "epoch": epoch}
-            bar.write(describe_epoch(record, args.num_train_epochs, best["epoch"] == epoch))
+            if accelerator.is_main_process:
+                bar.write(describe_epoch(record, args.num_train_epochs, best["epoch"] == epoch))
             patience = args.early_stopping_patience
             if record["steps"] == steps_left or (patience is not None and epoch - best["epoch"] >= patience):
                 break
@@ -319,8 +323,11 @@ def fit(args, accelerator, model, optimizer, scheduler, train_loader, validation
         if best["state"] is None:
             raise
         history["interrupted"] = True
-        bar.write("interrupted: the best model so far is saved")
-    bar.close()
+        if accelerator.is_main_process:
+            bar.write("interrupted: the best model so far is saved")
+    finally:
+        bar.close()  # ends its line, so that an error gets one of its own
+    del history["num_skipped_on_end"]  # it counts over the ends of epochs, and is of no interest afterwards
     history |= {"seconds": round(time.perf_counter() - started, 1), "best_epoch": best["epoch"]}
     return best, history
 
@@ -330,8 +337,8 @@ def train_epoch(args, accelerator, model, optimizer, scheduler, train_loader, ba
     import torch
 
     set_training_mode(accelerator.unwrap_model(model))
-    total, batches, steps, bad_steps = 0.0, 0, 0, 0
-    for batch in train_loader:
+    total, num_losses, steps = 0.0, 0, 0
+    for batches, batch in enumerate(train_loader, start=1):
         with accelerator.accumulate(model):
             loss = model(**batch).loss
             accelerator.backward(loss)
@@ -340,26 +347,27 @@ def train_epoch(args, accelerator, model, optimizer, scheduler, train_loader, ba
                 norm = accelerator.clip_grad_norm_(model.parameters(), limit)
                 steps += 1
                 if torch.isfinite(norm):
-                    bad_steps = 0
+                    history["num_skipped_on_end"] = 0
                 else:  # one such step would turn every weight into NaN
-                    bad_steps += 1
+                    history["num_skipped_on_end"] += 1
                     history["num_skipped_steps"] += 1
                     optimizer.zero_grad()
-                    if bad_steps == MAX_BAD_STEPS:
+                    if history["num_skipped_on_end"] == MAX_BAD_STEPS:
                         raise ValueError(
-                            f"the gradient was not finite in {bad_steps} steps on end: lower --learning_rate "
+                            f"the gradient was not finite in {MAX_BAD_STEPS} steps on end: lower --learning_rate "
                             f"({args.learning_rate}), or look for extreme values in the table"
                         )
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-        total, batches = total + loss.detach(), batches + 1
+        is_finite = loss.detach().isfinite()  # of a skipped step it may not be, and JSON knows no NaN
+        total, num_losses = total + loss.detach().where(is_finite, 0.0), num_losses + is_finite
         bar.update(batch["labels"].shape[0] * accelerator.num_processes)
         if batches % 10 == 0:
-            bar.set_postfix(loss=f"{total.item() / batches:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{(total / num_losses).item():.3f}", refresh=False)
         if steps == steps_left:
             break
-    return {"steps": steps, "train_loss": round((total / batches).item(), 4)}
+    return {"steps": steps, "train_loss": round((total / num_losses).item(), 4) if num_losses else None}
 
 
 MAX_BAD_STEPS = 10  # on end, before a run is given up
@@ -378,8 +386,9 @@ def validate(accelerator, model, validation_loader) -> dict:
 
 def describe_epoch(record: dict, num_epochs: int, is_best: bool) -> str:
     values = "  ".join(f"{name} {value:.4f}" for name, value in record["validation"].items() if value is not None)
+    loss = "–" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
     mark = "  (best so far)" if is_best else ""
-    return f"epoch {record['epoch']}/{num_epochs}  loss {record['train_loss']:.3f}  {values}{mark}"
+    return f"epoch {record['epoch']}/{num_epochs}  loss {loss}  {values}{mark}"
 
 
 def weights_on_cpu(accelerator, model) -> dict:
@@ -433,8 +442,8 @@ def training_config(args, accelerator, towers, labels, tables) -> dict:
         "base_models": {modality: public(name) for modality, name in towers.pretrained.items()},
         "problem_type": labels.problem_type,
         "data": {
-            "train": {"name": tables[0].name, "num_rows": len(tables[0])},
-            "validation": {"name": tables[1].name, "num_rows": len(tables[1])},
+            "train": {"name": public(tables[0].name), "num_rows": len(tables[0])},
+            "validation": {"name": public(tables[1].name), "num_rows": len(tables[1])},
         },
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -455,6 +464,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     return 0
 

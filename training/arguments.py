@@ -1,6 +1,8 @@
 """The flags of `train.py`, named as in the examples of `transformers` where there is one."""
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -22,7 +24,10 @@ def number(kind: type, least: float, below: float = float("inf")):
 
 def parse_args(argv: list[str] | None, description: str, epilog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a slip such as --learning_rat is no flag
     )
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
@@ -32,6 +37,10 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     _check_output_dir(parser, args)
     if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
         parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
+    if args.fusion_hidden_size is not None and args.fusion_hidden_size % 4:
+        parser.error(
+            f"--fusion_hidden_size is {args.fusion_hidden_size}: the fusion has 4 heads, give a multiple of 4"
+        )
     return args
 
 
@@ -172,12 +181,42 @@ def _add_output(group):
 def _check_output_dir(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """A folder with something in it is replaced only when asked for, and only when it is a model."""
     folder = args.output_dir
+    _check_writable(parser, folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / "config.json").is_file():
-        parser.error(f"--output_dir {folder} holds something that is no model: name a new folder or an empty one")
+    if not _is_our_model(folder):
+        parser.error(
+            f"--output_dir {folder} holds something that is no model of train.py: name a new folder or an empty one"
+        )
     if not args.overwrite_output_dir:
         parser.error(
             f"--output_dir {folder} already holds a model: name another folder, or add --overwrite_output_dir to "
             "replace it once the new model is complete"
         )
+
+
+def refuse_idle_towers(args: argparse.Namespace, table_name: str, modalities: tuple[str, ...]):
+    """Refuse a tower that is asked for by name and has no column: it would be left out without a word."""
+    for kind in ("text", "image", "audio"):
+        if kind not in modalities and getattr(args, f"{kind}_model_name_or_path") not in (None, "none"):
+            raise ValueError(
+                f"--{kind}_model_name_or_path is given, but `{table_name}` has no column for {kind}: name it with "
+                f"--{kind}_column, or leave the tower out"
+            )
+
+
+def _check_writable(parser: argparse.ArgumentParser, folder: Path):
+    """Say now what would otherwise be found out when the training is over and its model is to be saved."""
+    if os.path.ismount(folder):
+        parser.error(f"--output_dir {folder} is a mount point, which nothing can replace: name a folder in it")
+    parent = next(path for path in folder.resolve().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        parser.error(f"--output_dir {folder} cannot be made: `{parent}` is no folder that can be written to")
+
+
+def _is_our_model(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "mmfusion"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification, MMFusionModel
 from processing_mmfusion import MMFusionProcessor
@@ -53,7 +55,10 @@ def save_model_folder(
     model.config.auto_map = AUTO_MAP
     model.config.custom_pipelines = CUSTOM_PIPELINES
     with assembled(folder) as partial:
-        model.save_pretrained(partial, state_dict=state_dict)
+        try:
+            model.save_pretrained(partial, state_dict=state_dict)
+        except SafetensorError as error:  # how a full disk shows itself here
+            raise OSError(f"the weights cannot be written to `{folder}`: {error}") from error
         processor.save_pretrained(partial)
         shutil.copyfile(PIPELINE_FILE, partial / PIPELINE_FILE.name)
         write_json(partial / "training_config.json", training_config)
@@ -70,13 +75,15 @@ def assembled(folder: Path) -> Iterator[Path]:
 
     Whoever looks at `folder` finds the old one or the new one. After a failure nothing of the new one is left.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()  # a link stays, and what it points to is replaced
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run with our process id: in a container it is often 1
     partial.mkdir()
     try:
         yield partial
         if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             os.replace(folder, replaced)
         os.replace(partial, folder)
     finally:

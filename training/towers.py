@@ -1,13 +1,19 @@
 """Towers and processor of a new model: small ones from scratch, pretrained ones, or some of each.
 
 The tiny towers are made for two CPU cores and a few thousand rows. What is unusual in them: the picture is seen by a
-ResNet (a small ViT needs far more rows to learn from scratch), and the waveform is cut by few convolutions with a
-large first stride, which cost a tenth of the seven layers of the base model.
+ResNet (a small ViT needs far more rows to learn from scratch); the waveform is cut by three convolutions with a large
+first stride instead of seven, and the first of them starts as a filterbank, as an ear would, instead of as noise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -15,14 +21,16 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
     ViTImageProcessor,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
 )
+from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-from modeling_mmfusion import build_tower, load_tower
+from modeling_mmfusion import build_tower, load_tower, max_text_tokens
 from processing_mmfusion import MMFusionProcessor
 
 BASE = {
@@ -30,6 +38,12 @@ BASE = {
     "image": "google/vit-base-patch16-224-in21k",
     "audio": "facebook/wav2vec2-base",
 }
+KINDS = {
+    "text": "a BERT-like encoder (bert, roberta, distilbert, modernbert …)",
+    "image": "a ViT-like or ResNet-like encoder (vit, dinov2, resnet, convnext …)",
+    "audio": "a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …)",
+}
+PREPROCESSORS = {"text": "tokenizer", "image": "image processor", "audio": "feature extractor"}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -72,14 +86,15 @@ def make_towers(
         max_audio_seconds: Seconds that are kept of a sound.
 
     Raises:
-        OSError: When a name is neither a folder nor to be had from the Hub; the message says which.
+        FileNotFoundError: When a name is the path of a folder that is not there.
+        ValueError: When a tower, or what prepares its inputs, cannot be had, or is of another kind; the message names
+            the flag.
     """
     parts, encoders, pretrained = {}, {}, {}
     for modality in modalities:
         name = names[modality]
         if name is not None:
-            encoders[modality] = load_tower(name)
-            parts[modality] = load_preprocessor(modality, name)
+            parts[modality], encoders[modality] = load_pretrained(modality, name)
             pretrained[modality] = name
         elif modality == "text":
             parts[modality] = train_tokenizer(texts, vocab_size, max_text_length)
@@ -90,6 +105,7 @@ def make_towers(
         else:
             parts[modality] = Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, return_attention_mask=True)
             encoders[modality] = build_tower(tiny_audio_config())
+            start_as_filterbank(encoders[modality], sampling_rate)
     processor = MMFusionProcessor(
         tokenizer=parts.get("text"),
         image_processor=parts.get("image"),
@@ -100,24 +116,91 @@ def make_towers(
     return Towers(encoders, processor, pretrained)
 
 
-def load_preprocessor(modality: str, name: str):
+def load_pretrained(modality: str, name: str) -> tuple:
+    """(What prepares its inputs, a pretrained tower); the weights, which may be gigabytes, come last."""
+    flag = f"--{modality}_model_name_or_path {name}"
+    is_path = name.count("/") > 1 or name.startswith((".", "~"))
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(f"{flag}: there is no such folder")
+    with _one_sentence(flag, "configuration"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if not _is_of_kind(config, modality):
+        raise ValueError(
+            f"{flag}: a `{config.model_type}` model cannot be the {modality} tower; give {KINDS[modality]}"
+        )
+    with _one_sentence(flag, PREPROCESSORS[modality]):
+        part = load_preprocessor(modality, name, config)
+    if modality == "text":
+        _check_vocabulary(flag, part, config)
+    with _one_sentence(flag, "weights"):
+        return part, load_tower(name)
+
+
+def load_preprocessor(modality: str, name: str, config: PreTrainedConfig):
     """The tokenizer, image processor or feature extractor that belongs to a pretrained tower."""
     if modality == "text":
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if modality == "image":
-        return AutoImageProcessor.from_pretrained(name, backend="pil")
-    extractor = AutoFeatureExtractor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     # Layer-norm towers read the mask, whether or not their extractor was saved with it; group-norm ones must not.
-    extractor.return_attention_mask = AutoConfig.from_pretrained(name).feat_extract_norm != "group"
+    extractor.return_attention_mask = config.feat_extract_norm != "group"
     return extractor
 
 
+@contextmanager
+def _one_sentence(flag: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one, with the flag and the first line of the reason."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError, SafetensorError) as e:
+        reason = next(iter(str(e).strip().splitlines()), "") or type(e).__name__
+        raise ValueError(
+            f"{flag}: its {what} cannot be loaded ({reason}); give a complete folder, or a Hub id that can be reached"
+        ) from e
+
+
+def _is_of_kind(config: PreTrainedConfig, modality: str) -> bool:
+    """Whether a tower can stand where it is asked for, as far as its configuration tells."""
+    if modality == "image":
+        return hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
+    hears = isinstance(getattr(config, "conv_kernel", None), (list, tuple))
+    if modality == "audio":
+        return hears and hasattr(config, "feat_extract_norm")
+    return hasattr(config, "vocab_size") and not hears and not config.is_encoder_decoder
+
+
+def _check_vocabulary(flag: str, tokenizer, config: PreTrainedConfig):
+    """Without its files a tokenizer is made with special tokens only, and would read every word as unknown."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{flag}: its tokenizer knows no words; put the tokenizer's files into the folder")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{flag}: its tokenizer has {len(tokenizer):,} entries, the tower knows {config.vocab_size:,}; give the "
+            "tokenizer that belongs to the tower"
+        )
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_text_length: int) -> BertTokenizer:
-    """A WordPiece tokenizer that has learnt the words of the training text."""
+    """A WordPiece tokenizer that has learnt the words of the training text, the same ones every time.
+
+    By itself the library numbers the letters inside words in an order of chance, and lets these numbers decide between
+    pieces that are equally frequent. So a first look finds the letters, and the second one gets them in order.
+    """
+    texts = list(texts)
+    letters = [piece for piece in _learn_pieces(texts, SPECIAL_TOKENS, 0) if piece.startswith("##")]
+    pieces = _learn_pieces(texts, (*SPECIAL_TOKENS, *sorted(letters)), vocab_size)
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    return BertTokenizer(vocab=vocab, do_lower_case=True, model_max_length=max_text_length)
+
+
+def _learn_pieces(texts: list[str], first: Iterable[str], vocab_size: int) -> list[str]:
+    """The pieces of words in the order of their numbers, `first` in front; with 0 as size only single letters."""
     empty = BertTokenizer(vocab={token: i for i, token in enumerate(SPECIAL_TOKENS)}, do_lower_case=True)
-    tokenizer = empty.train_new_from_iterator(texts, vocab_size, show_progress=False)
-    tokenizer.model_max_length = max_text_length
-    return tokenizer
+    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(first), show_progress=False)
+    empty.backend_tokenizer.train_from_iterator(texts, trainer)
+    vocab = empty.backend_tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.get)
 
 
 def tiny_text_config(vocab_size: int, max_text_length: int) -> BertConfig:
@@ -143,8 +226,8 @@ def tiny_audio_config() -> Wav2Vec2Config:
         num_attention_heads=4,
         intermediate_size=256,
         conv_dim=[64, 96, 128],
-        conv_kernel=[128, 8, 4],
-        conv_stride=[32, 5, 2],
+        conv_kernel=[400, 8, 4],
+        conv_stride=[40, 4, 2],
         num_feat_extract_layers=3,
         conv_bias=True,
         feat_extract_norm="layer",
@@ -162,8 +245,39 @@ def tiny_audio_config() -> Wav2Vec2Config:
     )
 
 
+@torch.no_grad()
+def start_as_filterbank(tower: PreTrainedModel, sampling_rate: int):
+    """Let the first convolution start as pairs of Gabor filters (cosine, sine) at mel-spaced frequencies.
+
+    They go on learning from there. From noise, a few thousand clips are too few to find them.
+
+    Args:
+        tower: Wav2Vec2-like; its first convolution has an even number of channels.
+        sampling_rate: That it hears, in Hz.
+
+    Source: Zeghidour et al. 2018, arXiv:1711.01161 (time-domain filterbanks); pairs instead of complex filters.
+    """
+    weight = tower.feature_extractor.conv_layers[0].conv.weight  # (channels, 1, kernel)
+    num_pairs, kernel = weight.shape[0] // 2, weight.shape[2]
+    edges = mel_to_hertz(
+        np.linspace(
+            hertz_to_mel(60.0, mel_scale="htk"), hertz_to_mel(0.49 * sampling_rate, mel_scale="htk"), num_pairs + 2
+        ),
+        mel_scale="htk",
+    )
+    centers = edges[1:-1, None]  # (pairs, 1), Hz
+    widths = (edges[2:] - edges[:-2])[:, None] / 2  # between neighbours, Hz
+    seconds = (np.arange(kernel) - (kernel - 1) / 2) / sampling_rate
+    # A window as long as the filter's width in frequency asks for, and no longer than the kernel can hold.
+    deviations = np.minimum(1 / (2 * np.pi * 0.6 * widths), kernel / sampling_rate / 5)
+    window = np.exp(-(seconds**2) / (2 * deviations**2))  # (pairs, kernel)
+    angle = 2 * np.pi * centers * seconds
+    filters = np.stack([window * np.cos(angle), window * np.sin(angle)], axis=1).reshape(2 * num_pairs, kernel)
+    filters *= np.sqrt(2) / np.linalg.norm(filters, axis=1, keepdims=True)
+    weight[: 2 * num_pairs, 0] = torch.from_numpy(filters).to(weight)
+
+
 def _text_limit(tower: PreTrainedModel, max_text_length: int) -> int:
-    """Tokens to keep: no more than the tower has positions for (RoBERTa-like ones lose two to their padding)."""
-    positions = getattr(tower.config, "max_position_embeddings", max_text_length)
-    reserved = 2 if "roberta" in tower.config.model_type else 0
-    return min(max_text_length, positions - reserved)
+    """Tokens to keep: no more than the tower has positions for."""
+    limit = max_text_tokens(tower)
+    return max_text_length if limit is None else min(max_text_length, limit)
