@@ -482,8 +482,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
             audio_attention_mask = torch.ones_like(input_values, dtype=torch.long)
         input_values = input_values.masked_fill(~audio_attention_mask.bool(), 0.0).to(self.audio_encoder.dtype)
         # A clip too short for one frame counts as padded with silence to exactly one, whatever its neighbours' length.
-        samples = torch.arange(input_values.shape[1], device=input_values.device)
-        first_frame = samples < receptive_field(self.config.audio_config)
+        needed = receptive_field(self.config.audio_config)
+        if input_values.shape[1] < needed:
+            padding = (0, needed - input_values.shape[1])
+            input_values, audio_attention_mask = F.pad(input_values, padding), F.pad(audio_attention_mask, padding)
+        first_frame = torch.arange(input_values.shape[1], device=input_values.device) < needed
         audio_attention_mask = (audio_attention_mask.bool() | first_frame).long()
         reads_mask = getattr(self.config.audio_config, "feat_extract_norm", "layer") != "group"
         output = self.audio_encoder(
@@ -559,8 +562,10 @@ class MMFusionModel(MMFusionPreTrainedModel):
             raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
 
     def _check_audio(self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None):
-        if input_values.ndim != 2:
-            raise ValueError(f"`input_values` must be of shape (B, samples), got {tuple(input_values.shape)}")
+        if input_values.ndim != 2 or input_values.shape[1] == 0:
+            raise ValueError(
+                f"`input_values` must be of shape (B, samples) with samples > 0, got {tuple(input_values.shape)}"
+            )
         if not input_values.is_floating_point():
             raise ValueError(
                 f"`input_values` must be floating point, got {input_values.dtype}: let the processor scale the samples"
@@ -569,11 +574,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
             raise ValueError(
                 f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
                 f"got {tuple(audio_attention_mask.shape)}"
-            )
-        needed = receptive_field(self.config.audio_config)
-        if input_values.shape[1] < needed:
-            raise ValueError(
-                f"`input_values` has {input_values.shape[1]} samples, the audio tower needs at least {needed}"
             )
 
     # -- fusion ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ MULTI_LABEL_THRESHOLD = 0.5
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add_model_arguments(parser)
     sample = parser.add_argument_group("one sample: at least one of its modalities")
     sample.add_argument("--text", help="the text itself")

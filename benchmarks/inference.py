@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add_model_arguments(parser)
     add, count = parser.add_argument, number(int, 1)
     add("--batch_sizes", type=count, nargs="+", default=[1, 8, 32], help="rows a call; default: 1 8 32")

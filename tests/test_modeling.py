@@ -167,6 +167,13 @@ def test_group_norm_audio_depends_on_its_padding_hence_the_processors_rule():
     assert (logits(model, padded) - logits(model, alone)).abs().max() > 1e-3
 
 
+def test_writing_into_a_recorded_state_leaves_the_weights_alone(model, inputs):
+    before = model.mmfusion.fusion.queries.detach().clone()
+    with torch.no_grad():
+        model(**inputs, output_hidden_states=True).hidden_states[0].zero_()
+    assert torch.equal(model.mmfusion.fusion.queries, before)
+
+
 @pytest.mark.parametrize("samples", [1, 20, 39])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_clip_too_short_for_one_frame_is_the_same_in_any_batch(name, samples):
@@ -175,7 +182,7 @@ def test_a_clip_too_short_for_one_frame_is_the_same_in_any_batch(name, samples):
     mask[0] = torch.arange(400) < samples
     in_batch = logits(model, {**inputs, "audio_attention_mask": mask})
     assert in_batch.isfinite().all()
-    length = 40 if name in LAYERNORM_CONFIGS else 400  # 40 samples: the receptive field
+    length = samples if name in LAYERNORM_CONFIGS else 400  # 40 samples are the receptive field
     alone = {name: value[:1] for name, value in inputs.items()}
     alone |= {"input_values": inputs["input_values"][:1, :length], "audio_attention_mask": mask[:1, :length]}
     assert_close(logits(model, alone), in_batch[:1])
@@ -634,7 +641,7 @@ ERRORS = {
         "`pixel_values` must be floating point, got torch.uint8: let the processor",
     ),
     "image of another size": ({"pixel_values": torch.randn(2, 3, 24, 16)}, r"image size \(24\*16\) doesn't match"),
-    "audio with channels": ({"input_values": torch.randn(2, 1, 400)}, r"shape \(B, samples\), got \(2, 1, 400\)"),
+    "audio with channels": ({"input_values": torch.randn(2, 1, 400)}, r"shape \(B, samples\) .*, got \(2, 1, 400\)"),
     "audio of integers": (
         {"input_values": torch.ones(2, 400, dtype=torch.int16)},
         "`input_values` must be floating point, got torch.int16: let the processor",
@@ -643,8 +650,7 @@ ERRORS = {
         {**AUDIO, "audio_attention_mask": torch.ones(5, 399)},
         r"`audio_attention_mask` must be of the shape of `input_values` \(5, 400\), got \(5, 399\)",
     ),
-    "audio too short": ({"input_values": torch.randn(2, 39)}, "has 39 samples, the audio tower needs at least 40"),
-    "audio of no samples": ({"input_values": torch.randn(2, 0)}, "has 0 samples, the audio tower needs at least 40"),
+    "audio of no samples": ({"input_values": torch.randn(2, 0)}, r"with samples > 0, got \(2, 0\)"),
 }
 
 

@@ -35,6 +35,7 @@ from transformers import (
 import train
 from cli.loading import load_model
 from data import demo
+from training import loop
 
 ROOT = Path(train.__file__).parent
 SUBSETS = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
@@ -414,16 +415,16 @@ def test_training_ends_after_so_many_steps_and_counts_accumulated_ones(texts, tm
 
 def with_scores(monkeypatch, scores):
     """Let every epoch have a given score; the weights that were judged are collected. An error is raised instead."""
-    judged, real = [], train.validate
+    judged, real = [], loop.validate
 
     def validate(accelerator, model, loader):
         record, score = real(accelerator, model, loader), scores[len(judged)]
-        judged.append(train.weights_on_cpu(accelerator, model))
+        judged.append(loop.weights_on_cpu(accelerator, model))
         if isinstance(score, BaseException):
             raise score
         return {**record, "score": score}
 
-    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(loop, "validate", validate)
     return judged
 
 
@@ -518,8 +519,8 @@ def test_an_old_model_stands_until_the_new_one_is_complete(texts, tmp_path, monk
     assert run(texts, tmp_path / "m") == 0
     old = weights_of(tmp_path / "m")
     (tmp_path / "link").symlink_to(tmp_path / "m")
-    seen, real = [], train.validate
-    monkeypatch.setattr(train, "validate", lambda *args: seen.append(weights_of(tmp_path / "m")) or real(*args))
+    seen, real = [], loop.validate
+    monkeypatch.setattr(loop, "validate", lambda *args: seen.append(weights_of(tmp_path / "m")) or real(*args))
     assert run(texts, tmp_path / "link", "--overwrite_output_dir", "--seed", 1) == 0
     assert are_equal(seen[0], old) and not are_equal(weights_of(tmp_path / "m"), old)
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".*"))

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import train
+from training import loop, optimization
 from training.arguments import parse_args
 from training.folder import assembled
 from training.towers import BASE, Towers, make_towers, start_as_filterbank, train_tokenizer
@@ -213,7 +214,7 @@ def resnet_model():
 def groups_of(model, *flags, pretrained=()):
     """Name of a parameter -> (learning rate, weight decay)."""
     towers = Towers(dict.fromkeys(("text", "image", "audio")), None, dict.fromkeys(pretrained, "somewhere"))
-    optimizer = train.make_optimizer(args_of(*flags), model, towers)
+    optimizer = optimization.make_optimizer(args_of(*flags), model, towers)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
@@ -244,7 +245,7 @@ def test_a_frozen_tower_is_not_optimised_and_stays_in_evaluation_mode():
     model = resnet_model()
     model.mmfusion.vision_encoder.requires_grad_(False)
     assert not [name for name in groups_of(model) if "vision_encoder" in name]
-    train.set_training_mode(model)
+    loop.set_training_mode(model)
     assert model.training and model.mmfusion.text_encoder.training
     assert not any(module.training for module in model.mmfusion.vision_encoder.modules())
 
@@ -253,7 +254,7 @@ def test_a_frozen_tower_is_not_optimised_and_stays_in_evaluation_mode():
 def test_the_learning_rate_ends_with_the_run_on_any_number_of_processes(num_processes):
     """`accelerate` advances the schedule once for each process at every step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = train.make_scheduler(args_of("--warmup_ratio", "0.2"), optimizer, 10, num_processes)
+    scheduler = optimization.make_scheduler(args_of("--warmup_ratio", "0.2"), optimizer, 10, num_processes)
     rates = []
     for _ in range(10):
         for _ in range(num_processes):
@@ -270,9 +271,11 @@ def test_the_learning_rate_ends_with_the_run_on_any_number_of_processes(num_proc
     (7, ["--num_train_epochs", "3", "--max_train_steps", "50"], 21),
 ])  # fmt: skip
 def test_the_number_of_steps_counts_accumulated_ones_and_the_limit(batches, flags, expected):
-    assert train.number_of_steps(args_of(*flags), range(batches), SimpleNamespace(num_processes=1)) == expected
+    assert optimization.number_of_steps(args_of(*flags), range(batches), SimpleNamespace(num_processes=1)) == expected
     assert (
-        train.number_of_steps(args_of("--num_train_epochs", "1"), range(batches), SimpleNamespace(num_processes=2))
+        optimization.number_of_steps(
+            args_of("--num_train_epochs", "1"), range(batches), SimpleNamespace(num_processes=2)
+        )
         == 4
     )
 
@@ -281,7 +284,7 @@ def test_weights_are_kept_as_copies_on_the_cpu():
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     model = torch.nn.Linear(2, 2)
-    kept = train.weights_on_cpu(Accelerator(cpu=True), model)
+    kept = loop.weights_on_cpu(Accelerator(cpu=True), model)
     before = kept["weight"].clone()
     with torch.no_grad():
         model.weight.add_(1)

@@ -5,21 +5,9 @@ import json
 import os
 from pathlib import Path
 
+from cli.arguments import add_column_arguments, add_label_arguments, number
+
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-
-
-def number(kind: type, least: float, below: float = float("inf")):
-    """An argparse type: a number in [least, below)."""
-
-    def read(text: str):
-        value = kind(text)
-        if not least <= value < below:
-            limit = f"at least {least}" if below == float("inf") else f"in [{least}, {below})"
-            raise argparse.ArgumentTypeError(f"{text} is not {limit}")
-        return value
-
-    read.__name__ = kind.__name__  # argparse names it when the text is no number at all
-    return read
 
 
 def parse_args(argv: list[str] | None, description: str, epilog: str) -> argparse.Namespace:
@@ -58,33 +46,17 @@ def _add_data(group):
         default=0.1,
         help="part of the rows that is set aside when there is no --validation_file; default: 0.1",
     )
-    add("--dataset_config_name", help="configuration of a Hub data set; default: its only one")
-    for kind in ("text", "image", "audio"):
-        add(f"--{kind}_column", help=f"column of the {kind}, `none` to leave it out; default: `{kind}` if it exists")
-    add("--label_column", help="column of the label; default: `label`")
-    add("--label_delimiter", help="what separates several labels in one cell; default: a cell is one label")
+    add_column_arguments(group)
+    add_label_arguments(group)
     add("--problem_type", choices=PROBLEM_TYPES, help="default: guessed from the labels, and printed")
-    add(
-        "--on_bad_cell",
-        choices=("error", "drop", "empty"),
-        default="error",
-        help="cell that cannot be opened: stop, drop its row, or take it as empty; default: error",
-    )
     add(
         "--check_cells",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="open every cell once before training; default: yes",
     )
-    add(
-        "--allow_outside_paths",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="whether paths in the table may leave its folder; default: no",
-    )
     add("--max_train_samples", type=number(int, 1), help="use only this many training rows; default: all")
     add("--max_eval_samples", type=number(int, 1), help="use only this many validation rows; default: all")
-    add("--num_workers", type=number(int, 0), default=0, help="processes that open cells; default: 0, this one")
     add("--cache_gib", type=number(float, 0), default=1.0,
         help="GiB of memory for opened pictures and sounds, in each worker; default: 1, 0 turns it off")  # fmt: skip
 
