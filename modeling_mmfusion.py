@@ -9,13 +9,14 @@ Q queries, H heads, L labels.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -39,9 +40,7 @@ MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_val
 TOWERS = {"text": "text_encoder", "image": "vision_encoder", "audio": "audio_encoder"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Outputs
-# ---------------------------------------------------------------------------------------------------------------------
+# == Outputs ==========================================================================================================
 
 
 @dataclass
@@ -65,9 +64,7 @@ class MMFusionEncoderOutput(ModelOutput):
     modality_mask: torch.BoolTensor | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Towers: any encoder of its kind, behind one face
-# ---------------------------------------------------------------------------------------------------------------------
+# == Towers: any encoder of its kind, behind one face =================================================================
 
 
 def tower_width(config) -> int:
@@ -79,6 +76,22 @@ def tower_width(config) -> int:
 def tower_tokens(hidden: torch.Tensor) -> torch.Tensor:
     """Tokens (P, T, C) of a tower's last hidden state, be it (P, T, C) or a feature map (P, C, H, W)."""
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+
+
+def grid_positions(height: int, width: int, size: int) -> torch.Tensor:
+    """Sines and cosines of row and column (H · W, size), for the tokens of a feature map.
+
+    Source: DETR (Carion et al. 2020, arXiv:2005.12872, appendix A.4): half of the channels for the row, half for the
+    column; positions here run from 0 to 1 over the picture, so that its resolution does not matter.
+    """
+    frequencies = 2 * math.pi * 2.0 ** (torch.arange(-(-size // 4)) % 6 - 2)  # a quarter to eight periods a picture
+    waves = []
+    for count in (height, width):
+        angles = (torch.arange(count) + 0.5)[:, None] / count * frequencies  # (count, size / 4)
+        waves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    rows, columns = waves
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)[:, :size]
 
 
 def max_text_tokens(tower: PreTrainedModel) -> int | None:
@@ -102,9 +115,8 @@ def build_tower(config) -> PreTrainedModel:
 
 
 def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """A pretrained tower from a Hub id or folder, in float32 and from safetensors only."""
-    from transformers import AutoConfig
-
+    """A pretrained tower from a Hub id or folder: in float32, from safetensors only, never with code of its own."""
+    kwargs["trust_remote_code"] = False
     config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
     model_class = AutoModel._model_mapping[type(config)]
@@ -120,14 +132,20 @@ class MMFusionProjector(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.modality_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.absent_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(self.linear(tokens)) + self.modality_embedding  # (P, T, C) -> (P, T, D)
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Tokens (P, T, D) of a tower's last hidden state, be it (P, T, C) or a feature map (P, C, H, W).
+
+        The tokens of a feature map, unlike all others, do not know where they come from: they are told.
+        """
+        tokens = self.layernorm(self.linear(tower_tokens(hidden)))
+        if hidden.ndim == 4:
+            tokens = tokens + grid_positions(*hidden.shape[2:], tokens.shape[-1]).to(tokens)
+        return self.dropout(tokens) + self.modality_embedding
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fusion: tokens, mask -> one vector
-# ---------------------------------------------------------------------------------------------------------------------
+# == Fusion: tokens, mask -> one vector ===============================================================================
 
 
 def eager_attention_forward(
@@ -341,9 +359,7 @@ class MMFusionEncoder(MMFusionPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=queries, pooler_output=queries.mean(dim=1))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------------------------
+# == Model ============================================================================================================
 
 
 class MMFusionModel(MMFusionPreTrainedModel):
@@ -463,12 +479,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         # Under the mask may lie anything, ids outside the vocabulary too.
         input_ids = input_ids.masked_fill(~mask, self.config.text_config.pad_token_id or 0)
         output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        return tower_tokens(output.last_hidden_state), mask
+        return output.last_hidden_state, mask
 
     def _encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype), return_dict=True)
-        tokens = tower_tokens(output.last_hidden_state)
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        hidden = output.last_hidden_state  # (P, T, C) or (P, C, H, W)
+        num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2] * hidden.shape[3]
+        return hidden, torch.ones(hidden.shape[0], num_tokens, dtype=torch.bool, device=hidden.device)
 
     def _encode_audio(
         self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None
@@ -492,10 +509,10 @@ class MMFusionModel(MMFusionPreTrainedModel):
         output = self.audio_encoder(
             input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None, return_dict=True
         )
-        tokens = tower_tokens(output.last_hidden_state)
+        hidden = output.last_hidden_state
         num_frames = self.audio_encoder._get_feat_extract_output_lengths(audio_attention_mask.sum(dim=1))
-        frames = torch.arange(tokens.shape[1], device=tokens.device)
-        return tokens, frames < num_frames[:, None]  # (P, T)
+        frames = torch.arange(hidden.shape[1], device=hidden.device)
+        return hidden, frames < num_frames[:, None]  # (P, T)
 
     def _presence(self, given: dict, masks: dict, modality_mask: torch.Tensor | None) -> torch.BoolTensor:
         """(B, M), True where a row has the modality.
@@ -672,9 +689,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return F.normalize(self.fuse(self.encode(**inputs)).pooler_output, dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Heads
-# ---------------------------------------------------------------------------------------------------------------------
+# == Heads ============================================================================================================
 
 
 class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
@@ -746,9 +761,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Small pieces
-# ---------------------------------------------------------------------------------------------------------------------
+# == Small pieces =====================================================================================================
 
 
 def receptive_field(audio_config) -> int:

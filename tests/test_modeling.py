@@ -32,6 +32,7 @@ from modeling_mmfusion import (
     TOWERS,
     MMFusionForSequenceClassification,
     MMFusionModel,
+    grid_positions,
     receptive_field,
     sample_subsets,
 )
@@ -709,3 +710,24 @@ def test_the_base_model_of_a_classifier_folder_is_its_fusion(model, inputs, tmp_
     assert not info["missing_keys"] and set(info["unexpected_keys"]) == {"classifier.weight", "classifier.bias"}
     with torch.no_grad():
         assert torch.equal(base(**inputs).pooler_output, model.mmfusion(**inputs).pooler_output)
+
+
+def test_tokens_of_a_feature_map_know_where_they_come_from():
+    grid = grid_positions(3, 4, 32)
+    assert grid.shape == (12, 32) and grid.abs().max() <= 1
+    assert (torch.cdist(grid, grid) + torch.eye(12) > 0.5).all()  # no two places are alike
+    # Half of the channels tell the row, half the column.
+    assert torch.equal(grid[:4, :16], grid[:1, :16].expand(4, -1)) and torch.equal(
+        grid[::4, 16:], grid[:1, 16:].expand(3, -1)
+    )
+
+
+def test_a_feature_map_and_its_mirror_are_told_apart():
+    """The features of a mirrored picture here are the mirrored features: only positions can tell left from right."""
+    model = make_model(CONFIGS["bert-resnet-layernorm"]())
+    projector = model.mmfusion.projectors["image"]
+    hidden = torch.randn(1, 20, 2, 3)
+    tokens = projector(hidden)
+    mirrored = projector(hidden.flip(-1)).unflatten(1, (2, 3)).flip(2).flatten(1, 2)
+    assert tokens.shape == (1, 6, 32)
+    assert (tokens - mirrored).abs().max() > 0.1
