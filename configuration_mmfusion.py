@@ -32,8 +32,8 @@ class MMFusionConfig(PreTrainedConfig):
         num_attention_heads: Attention heads of a fusion block.
         intermediate_size: Width of the feed-forward part of a fusion block.
         hidden_act: Its activation, a name that `transformers.activations.ACT2FN` knows.
-        hidden_dropout_prob: Dropout on the projected tokens, after attention, after the feed-forward part and before the
-            head, in [0, 1).
+        hidden_dropout_prob: Dropout on the projected tokens, after attention, after the feed-forward part and
+            before the head, in [0, 1).
         attention_probs_dropout_prob: Dropout on the attention weights, in [0, 1).
         modality_dropout: While training with labels, every row is fused a second time with each of its modalities
             left out with this probability (never all of them), and the loss is the mean over both; in [0, 1).
