@@ -110,8 +110,7 @@ def _without_pooler(model_class: type) -> dict:
 
 def build_tower(config) -> PreTrainedModel:
     """A tower with fresh weights. `trust_remote_code` is never forwarded: a tower is a `transformers` class."""
-    model_class = AutoModel._model_mapping[type(config)]
-    return AutoModel.from_config(config, **_without_pooler(model_class))
+    return AutoModel.from_config(config, **_without_pooler(AutoModel._model_mapping[type(config)]))
 
 
 def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
@@ -119,8 +118,8 @@ def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
     kwargs["trust_remote_code"] = False
     config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
-    model_class = AutoModel._model_mapping[type(config)]
-    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **_without_pooler(model_class))
+    pooler = _without_pooler(AutoModel._model_mapping[type(config)])
+    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **pooler)
 
 
 class MMFusionProjector(nn.Module):
@@ -499,13 +498,15 @@ class MMFusionModel(MMFusionPreTrainedModel):
             audio_attention_mask = torch.ones_like(input_values, dtype=torch.long)
         input_values = input_values.masked_fill(~audio_attention_mask.bool(), 0.0).to(self.audio_encoder.dtype)
         # A clip too short for one frame counts as padded with silence to exactly one, whatever its neighbours' length.
-        needed = receptive_field(self.config.audio_config)
-        if input_values.shape[1] < needed:
-            padding = (0, needed - input_values.shape[1])
-            input_values, audio_attention_mask = F.pad(input_values, padding), F.pad(audio_attention_mask, padding)
-        first_frame = torch.arange(input_values.shape[1], device=input_values.device) < needed
+        config = self.config.audio_config
+        frame = needed = receptive_field(config)
+        if self.training:  # SpecAugment refuses a batch that is not longer than one of its spans
+            needed += config.mask_time_length * math.prod(config.conv_stride)
+        if (missing := needed - input_values.shape[1]) > 0:
+            input_values, audio_attention_mask = (F.pad(x, (0, missing)) for x in (input_values, audio_attention_mask))
+        first_frame = torch.arange(input_values.shape[1], device=input_values.device) < frame
         audio_attention_mask = (audio_attention_mask.bool() | first_frame).long()
-        reads_mask = getattr(self.config.audio_config, "feat_extract_norm", "layer") != "group"
+        reads_mask = getattr(config, "feat_extract_norm", "layer") != "group"
         output = self.audio_encoder(
             input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None, return_dict=True
         )

@@ -172,6 +172,8 @@ def choose_towers(args, train_table):
         sampling_rate=args.sampling_rate,
         max_text_length=args.max_text_length,
         max_audio_seconds=args.max_audio_seconds,
+        mask_time_prob=args.mask_time_prob,
+        mask_feature_prob=args.mask_feature_prob,
     )
 
 

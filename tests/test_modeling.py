@@ -189,6 +189,14 @@ def test_a_clip_too_short_for_one_frame_is_the_same_in_any_batch(name, samples):
     assert_close(logits(model, alone), in_batch[:1])
 
 
+def test_a_short_clip_can_be_trained_on_with_specaugment():
+    audio = audio_config(mask_time_prob=0.2, mask_time_length=10, mask_time_min_masks=1)
+    model = make_model(model_config(audio_config=audio)).train()
+    loss = model(input_values=torch.randn(2, 60), labels=torch.tensor([0, 1])).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
 @pytest.mark.parametrize("modality", ["text", "audio"])
 def test_a_row_whose_mask_is_empty_lacks_the_modality(model, modality):
     inputs = make_inputs(mixed=False)

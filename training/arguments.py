@@ -92,6 +92,10 @@ def _add_model(group):
     )
     add("--image_size", type=number(int, 16), default=64, help="tiny image tower: pixels a side; default: 64")
     add("--sampling_rate", type=number(int, 4000), default=16_000, help="tiny audio tower: in Hz; default: 16000")
+    add("--mask_time_prob", type=number(float, 0, 1), default=0.05,
+        help="tiny audio tower: share of frames that SpecAugment masks; default: 0.05, 0 turns it off")  # fmt: skip
+    add("--mask_feature_prob", type=number(float, 0, 1), default=0.0,
+        help="tiny audio tower: share of channels that SpecAugment masks; default: 0, off")  # fmt: skip
     add("--max_text_length", type=number(int, 4), default=128, help="tokens kept of a text; default: 128")
     add("--max_audio_seconds", type=number(float, 0.1), default=10.0, help="seconds kept of a sound; default: 10")
 
