@@ -37,7 +37,7 @@ $(OUT)/demo: $(VENV)/.installed
 
 demo: $(OUT)/demo
 	$(PY) evaluation.py $(OUT)/demo --data_file $(OUT)/demo_data/test.csv
-	$(PY) predict.py $(OUT)/demo --top_k 3 --text "it is not five but two" \
+	$(PY) predict.py $(OUT)/demo --top_k 3 --text "not four but three" \
 		--image $$(ls $(OUT)/demo_data/images/test-*.png | head -n 1)
 
 test: $(VENV)/.installed-dev

@@ -3,6 +3,13 @@
 `initializer_range` is ten times the usual: at the usual one, a fresh tiny model hardly reacts to its inputs.
 """
 
+import os
+import tempfile
+
+# Code that travels with a model is copied into a shared cache by the name of its folder: two test processes that save
+# a model under the same name would overwrite each other's. To be set before transformers is imported.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmfusion-tests-")
+
 import pytest
 import torch
 from transformers import BertConfig, HubertConfig, ResNetConfig, ViTConfig, Wav2Vec2Config, set_seed

@@ -697,9 +697,8 @@ def test_roberta_like_towers_take_fewer_tokens_than_they_have_positions():
 # -- code that a configuration names ----------------------------------------------------------------------------------
 
 
-def test_code_that_a_tower_config_names_is_never_run(model, inputs, tmp_path, monkeypatch):
+def test_code_that_a_tower_config_names_is_never_run(model, inputs, tmp_path):
     """Trust given to this model's own files is not trust for whatever its `text_config` points at."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder, marker = save_folder(model, tmp_path / "model"), tmp_path / "was_run"
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\nclass EvilConfig: pass\n")
     config = json.loads((folder / "config.json").read_text())

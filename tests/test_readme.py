@@ -1,0 +1,41 @@
+"""What the README and the Makefile tell a reader to do can be done."""
+
+import importlib
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every `python SCRIPT …` in the README's shell blocks and in the Makefile, on one line each, without comments."""
+    blocks = [*re.findall(r"```bash\n(.*?)```", README, re.DOTALL), (ROOT / "Makefile").read_text(encoding="utf-8")]
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
+    found = [
+        re.search(r"(?:python|\$\(PY\)) ((?:train|evaluation|predict|benchmarks/inference)\.py .*)", x) for x in lines
+    ]
+    return [re.sub(r"\s#.*", "", match[1]) for match in found if match]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_has_flags_that_exist(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no output folder of a run stands in the way
+    script, *arguments = shlex.split(re.sub(r"\$\$?\([^)]*\)|\$\w+|\$@", "value", command).replace(") |", "|"))
+    arguments = list(itertools.takewhile(lambda word: word not in ("|", ">"), arguments))
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    texts = {"description": "", "epilog": ""} if script == "train.py" else {}
+    assert module.parse_args([word for word in arguments if word != "…"], **texts)
+
+
+def test_the_files_that_the_readme_lists_are_there():
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    names = re.findall(r"\b[\w/]+(?:\.py|\.md)|\b(?:data|metrics|training|cli|benchmarks|tests|docs)/", tree)
+    places = [ROOT, ROOT / "docs", ROOT / "benchmarks"]
+    assert len(names) > 10
+    for name in names:
+        assert any((place / name).exists() for place in places), name
