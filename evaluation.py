@@ -10,12 +10,11 @@ whose label the model does not know is an error. Exit code 2 for a wrong call, 1
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from cli.arguments import add_column_arguments, add_label_arguments, add_model_arguments, exit_code, number
-from cli.files import replacing
+from cli.files import replacing, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> dict:
             print(f"\nwarning: {sentence}")
         if args.output_file is not None:
             with replacing(args.output_file) as path:
-                path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+                write_json(path, result)
     return result
 
 

@@ -454,18 +454,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
         batch_size = present.shape[0]
         if torch.compiler.is_compiling():
             keep = [None if x is None else _where_rows(present, x) for x in inputs]
-            tokens, mask = run(*keep)
-            return _where_rows(present, projector(tokens)), mask & present[:, None]
+            hidden, mask = run(*keep)
+            return _where_rows(present, projector(hidden)), mask & present[:, None]
         rows = present.nonzero().squeeze(1)  # (P,)
         if rows.numel() == 0:
             width = self.config.hidden_size
             empty = torch.zeros(batch_size, 0, width, dtype=self.dtype, device=present.device)
             return empty, empty[..., 0].bool()
         if rows.numel() == batch_size:
-            tokens, mask = run(*inputs)
-            return projector(tokens), mask
-        tokens, mask = run(*(None if x is None else x[rows] for x in inputs))
-        tokens = projector(tokens)  # (P, T, D)
+            hidden, mask = run(*inputs)
+            return projector(hidden), mask
+        hidden, mask = run(*(None if x is None else x[rows] for x in inputs))
+        tokens = projector(hidden)  # (P, T, D)
         scattered = tokens.new_zeros(batch_size, *tokens.shape[1:]).index_copy(0, rows, tokens)
         return scattered, mask.new_zeros(batch_size, mask.shape[1]).index_copy(0, rows, mask)
 
@@ -489,7 +489,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _encode_audio(
         self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and frame-level mask of waveforms (P, samples).
+        """Last hidden state and frame-level mask of waveforms (P, samples).
 
         Group-norm towers were pretrained on zero-padded clips without a mask and get none: their first layer takes
         statistics over the whole clip anyway (see the processor's rule). The fusion reads valid frames only.

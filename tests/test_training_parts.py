@@ -28,9 +28,9 @@ from transformers import (
 )
 
 import train
+from cli.files import assembled
 from training import loop, optimization
 from training.arguments import parse_args
-from training.folder import assembled
 from training.towers import BASE, Towers, make_towers, start_as_filterbank, train_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
