@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> dict:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    from cli.loading import load_model, open_table, pick_device
+    from cli.loading import load_model, pick_device
+    from cli.tables import open_table
     from data import Collator, Columns, FusionDataset, LabelMap
     from metrics.subsets import evaluate_subsets, format_table, warnings
 
