@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from metrics.details import evaluation_details
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -213,11 +215,12 @@ def score(metrics: dict[str, float | None]) -> float:
     Args:
         metrics: the metrics of one subset: accuracy decides, or micro F1, or the (negated) mean absolute error.
     """
-    name, higher = _deciding_metric(metrics)
+    name, higher = deciding_metric(metrics)
     return metrics[name] if higher else -metrics[name]
 
 
-def _deciding_metric(metrics: dict) -> tuple[str, bool]:
+def deciding_metric(metrics: dict) -> tuple[str, bool]:
+    """Give the metric that decides, by its name, and whether a higher value of it is better."""
     return next((name, higher) for _, name, higher in METRIC_MODULES.values() if name in metrics)
 
 
@@ -234,7 +237,8 @@ def evaluate_subsets(
     Returns:
         `{"metrics": {"text": {…}, …}, "num_rows": N, "complete_rows": {"num_rows": M, "metrics": {…}}}`, ready for
         JSON. Each subset also says `num_rows_with_input`: the rows that have at least one of its modalities.
-        `complete_rows` is left out when no row has every modality of the model.
+        `complete_rows` is left out when no row has every modality of the model. Where the subset of all modalities
+        is among `subsets`, what pictures of it need stands beside, over all rows: see `evaluation_details`.
 
     Raises:
         ValueError: When the batches carry no labels, and as `predict_subsets`.
@@ -251,6 +255,9 @@ def evaluate_subsets(
     if complete.any():
         metrics = result["metrics"] if complete.all() else _measure(problem, subsets, _rows(predicted, complete))
         result["complete_rows"] = {"num_rows": int(complete.sum()), "metrics": metrics}
+    if (everything := subset_name(config.modalities)) in predicted.logits:
+        shown = probabilities(problem, predicted.logits[everything])
+        result |= evaluation_details(problem, shown, predicted.labels)
     return result
 
 
@@ -310,7 +317,7 @@ def _warning(metrics: dict[str, dict], name: str, where: str, is_full: bool) -> 
     best = max(members, key=lambda member: score(metrics[member]), default=name)
     if score(metrics[name]) >= score(metrics[best]):
         return None
-    decides, _ = _deciding_metric(metrics[name])
+    decides, _ = deciding_metric(metrics[name])
     heading, shown = COLUMNS[decides]
     subject = f"the full fusion, `{name}`," if is_full else f"`{name}`"
     values = f"{shown(metrics[name][decides])} against {shown(metrics[best][decides])}"

@@ -12,6 +12,7 @@ import torch
 from conftest import make_inputs, make_model, model_config
 
 from metrics import subsets
+from metrics.details import evaluation_details
 from metrics.subsets import (
     compute_metrics,
     evaluate_subsets,
@@ -246,6 +247,57 @@ def test_what_cannot_be_measured_is_said(model):
     broken[0]["pixel_values"][2] = float("nan")
     with pytest.raises(ValueError, match="are NaN or infinite in 1 of 5 rows, first in row 3"):
         evaluate_subsets(model, broken, progress=False)
+
+
+# -- what pictures need -----------------------------------------------------------------------------------------------
+
+
+def test_calibration_error_follows_from_the_reliability_bins(model):
+    table = batches(num=4)
+    result = evaluate_subsets(model, table, progress=False)
+    bins, error = result["reliability"], result["metrics"]["text+image+audio"]["expected_calibration_error"]
+    rows = [entry["num_rows"] for entry in bins]
+    assert sum(rows) == result["num_rows"] == 20 and 0 not in rows and len(bins) > 1
+    gaps = [abs(entry["accuracy"] - entry["confidence"]) for entry in bins]
+    assert np.average(gaps, weights=rows) == pytest.approx(error)
+
+
+def test_calibration_error_follows_from_the_bins_on_their_edges_too(metrics):
+    confidence = np.arange(16) / 15  # of a binary answer: every edge, from both sides
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    labels = np.arange(16) % 2
+    bins = evaluation_details("single_label_classification", probabilities, labels)["reliability"]
+    gaps = [abs(entry["accuracy"] - entry["confidence"]) * entry["num_rows"] / 16 for entry in bins]
+    known = metrics["classification"].compute(predictions=probabilities.tolist(), references=labels.tolist())
+    assert sum(gaps) == pytest.approx(known["expected_calibration_error"])
+
+
+def test_the_confusion_matrix_counts_true_labels_in_rows():
+    probabilities = np.eye(4)[[0, 1, 1, 2]]
+    details = evaluation_details("single_label_classification", probabilities, np.array([0, 0, 1, 2]))
+    # Label 3 never occurs and is never predicted, and has its row and column all the same.
+    assert details["confusion_matrix"] == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_multilabel_reliability_pools_the_decisions_of_all_labels():
+    details = evaluation_details(
+        "multi_label_classification", np.array([[0.9, 0.1], [0.5, 0.1]]), np.array([[1, 0], [0, 1]])
+    )
+    assert list(details) == ["reliability"]
+    low, high = details["reliability"]
+    # 0.5 says yes and is wrong; of the three that are sure at 0.9, a yes and a no are right and a no is wrong.
+    assert low == {"num_rows": 1, "confidence": 0.5, "accuracy": 0.0}
+    assert high == {"num_rows": 3, "confidence": pytest.approx(0.9), "accuracy": pytest.approx(2 / 3)}
+
+
+def test_a_regression_has_quantiles_of_its_errors():
+    details = evaluation_details("regression", np.array([[1.0], [2.0], [3.0]]), np.array([1.0, 3.0, 7.0]))
+    assert details == {"absolute_error_quantiles": {"0.5": 1.0, "0.9": pytest.approx(3.4), "1.0": 4.0}}
+
+
+def test_without_the_subset_of_all_modalities_there_is_nothing_to_draw(model):
+    result = evaluate_subsets(model, batches(num=1), subsets=[("text",)], progress=False)
+    assert not {"confusion_matrix", "reliability"} & set(result)
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
