@@ -1,14 +1,13 @@
-"""A raw sample, any part of it missing, to ranked labels: `pipeline(model=folder, trust_remote_code=True)`.
+"""A raw sample, any part of it missing, to ranked labels and why: `pipeline(model=folder, trust_remote_code=True)`.
 
 Unusual here: `preprocess` only opens the cells of one sample, and the processor runs on whole batches. The stock
 pipeline pads finished rows together, which would need every row to have the same modalities.
 
-This file travels to the Hub beside the weights, so it imports no other file of the repository.
+This file travels to the Hub beside the weights; of the repository's files it imports the explanations alone.
 """
 
 import collections.abc
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,14 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+try:
+    from .explanation_mmfusion import FUNCTIONS, contributions, explain_rows, ranked_labels, score_function, scores_of
+except ImportError:
+    if __package__:  # inside the Hub cache this is a real failure: show it
+        raise
+    from explanation_mmfusion import FUNCTIONS, contributions, explain_rows, ranked_labels, score_function, scores_of
+
 TASK = "multimodal-classification"
-FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
 class MMFusionPipeline(Pipeline):
@@ -63,8 +68,8 @@ class MMFusionPipeline(Pipeline):
     def _sanitize_parameters(
         self, top_k: int | None = None, function_to_apply: str | None = None
     ) -> tuple[dict, dict, dict]:
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"`top_k` is {top_k!r}; allowed are whole numbers from 1, or None for all labels")
+        if top_k is not None:
+            _check_count("top_k", top_k)
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f"`function_to_apply` is {function_to_apply!r}; allowed are {', '.join(FUNCTIONS)}")
         given = {"top_k": top_k, "function_to_apply": function_to_apply}
@@ -113,19 +118,11 @@ class MMFusionPipeline(Pipeline):
         self, model_outputs: dict[str, torch.Tensor], top_k: int | None = None, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
         """Scores and ranks the labels of one sample."""
-        scores = _scores(model_outputs["logits"][0].float(), function_to_apply or self._default_function())
+        config = self.model.config
+        scores = scores_of(model_outputs["logits"][0].float(), function_to_apply or score_function(config))
         if not torch.isfinite(scores).all():
             raise ValueError("the model answered with NaN or infinite scores; its weights are damaged or overflow")
-        labels = self.model.config.id2label
-        ranked = [{"label": labels[i], "score": score} for i, score in enumerate(scores.tolist())]
-        ranked.sort(key=lambda entry: entry["score"], reverse=True)
-        return ranked[:top_k]
-
-    def _default_function(self) -> str:
-        config = self.model.config
-        if config.problem_type == "multi_label_classification":
-            return "sigmoid"
-        return "none" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"
+        return ranked_labels(scores, config.id2label)[:top_k]
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> list:
         batch = self._collate([self.preprocess(inputs, **preprocess_params)])
@@ -150,10 +147,96 @@ class MMFusionPipeline(Pipeline):
         outputs = PipelineIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
+    # -- why ---------------------------------------------------------------------------------------------------------
 
-def _scores(logits: torch.Tensor, function: str) -> torch.Tensor:
-    functions = {"softmax": functools.partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid, "none": torch.clone}
-    return functions[function](logits)
+    def explain(
+        self,
+        inputs: Mapping | Iterable[Mapping],
+        *,
+        label: str | int | None = None,
+        details: bool | Sequence[str] = True,
+        method: str = "integrated_gradients",
+        num_steps: int = 32,
+        top_k: int | None = None,
+        batch_size: int = 8,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Says why one sample, or each of many, got its label: what each modality gave, and what mattered inside it.
+
+        The towers run once for everything about whole modalities, which includes the answers from every subset; the
+        model is not changed, and may be used by other threads meanwhile.
+
+        Args:
+            inputs: A sample as `__call__` takes it, or an iterable of them.
+            label: Which label to explain, by name or number; None: each sample's best.
+            details: Whether to look inside the modalities, or the names of those to look into. Each sample with
+                details costs several forward passes.
+            method: "integrated_gradients" (signed shares of the score's change; needs `captum`) or "attention" (where
+                the fusion looked, the same for every label, never negative).
+            num_steps: Points on the path of integrated gradients.
+            top_k: Labels that each subset lists; None: all.
+            batch_size: Samples whose towers run together.
+
+        Returns:
+            For a dict one explanation, for many a list of them, ready for JSON:
+
+            - "label", "score": what is explained, and its score with all that the sample has.
+            - "baseline": its score with nothing given. "function": "softmax", "sigmoid" or "none", how logits became
+              scores.
+            - "modalities": {"text": 0.41, "image": -0.02, "audio": None}, one entry for each that the model reads:
+              exact Shapley values, which sum up to score - baseline; None where the sample lacks the modality.
+            - "subsets": {"text": [{"label", "score"}, …], …, "text+image": […]}, what each subset of the given
+              modalities says, best first; the last one is the plain prediction.
+            - "disagreement": a sentence when two modalities alone say different things, else None.
+            - "method": as asked for, None without details.
+            - "text": {"words": [{"text", "start", "end", "score"}]}, characters `start` to `end` of the string.
+            - "image": {"scores": [[…]], "box": [left, top, right, bottom] or None, "width", "height"}; the grid of
+              scores lies over `box`, in fractions of the upright picture of width x height pixels (below 0 or above
+              1: padding; None: not known).
+            - "audio": {"segments": [{"start", "end", "score"}], "seconds"}, in seconds, without gaps.
+            - "completeness": {"sum", "difference", "error", "num_steps", "is_complete", "warning"} of integrated
+              gradients: the scores of all details together, and the change of the label's score that they should sum
+              up to; "warning" is a sentence when they are off by more than 5 %, else None.
+
+            The last four are None where they were not asked for or the modality is absent.
+
+        Raises:
+            ValueError: As `__call__`, and for an unknown label, modality, method or number.
+            ImportError: Integrated gradients without `captum`.
+        """
+        is_single = isinstance(inputs, Mapping)
+        options = {"label": label, "details": details, "method": method, "num_steps": num_steps, "top_k": top_k}
+        _check_count("batch_size", batch_size)
+        if top_k is not None:
+            _check_count("top_k", top_k)
+        samples = [inputs] if is_single else list(inputs)
+        answers = []
+        for first in range(0, len(samples), batch_size):
+            cells = [self.preprocess(sample) for sample in samples[first : first + batch_size]]
+            with self.device_placement(), torch.inference_mode(False):
+                answers += explain_rows(self.model, self.processor, cells, self._collate_on_device, **options)
+        return answers[0] if is_single else answers
+
+    def explain_batch(self, model_inputs: Mapping, label: str | int | None = None) -> dict[str, torch.Tensor]:
+        """The modalities' shares for a ready batch, as tensors on the CPU: what a whole table is explained with.
+
+        Args:
+            model_inputs: From the processor.
+            label: As for `explain`.
+
+        Returns:
+            `scores` (B, L); `labels` (B,), numbers of the explained labels; `contributions` (B, 3), columns text,
+            image, audio, NaN where a row lacks the modality.
+        """
+        with self.device_placement(), torch.inference_mode(False):
+            return contributions(self.model, self.ensure_tensor_on_device(**model_inputs), label)
+
+    def _collate_on_device(self, cells: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.ensure_tensor_on_device(**self._collate(cells))
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` is {value!r}; allowed are whole numbers from 1")
 
 
 __all__ = ["TASK", "MMFusionPipeline"]

@@ -1,34 +1,32 @@
 """What a model says of one sample, or of every row of a table.
 
     python predict.py outputs/demo --text "seven" --image seven.png                   # ranked labels as JSON
+    python predict.py outputs/demo --text "seven" --image seven.png --explain         # and what decided
     python predict.py outputs/demo --data_file rows.csv --output_file scored.parquet  # one line a row
 
 Any subset of the modalities is enough. A scored table keeps the columns of the given one (pictures and sounds that lie
 in it as bytes are left out), in the same order, and adds `prediction`, `score` and a `probability_…` column for each
-label. Exit code 2 for a wrong call, 1 for a failure.
+label. With `--explain` it also gets `contribution_text`, `contribution_image` and `contribution_audio` (those that the
+model reads): what each modality added to the score of the best label, or of `--label`; empty where the row lacks it.
+Exit code 2 for a wrong call, 1 for a failure.
 """
 
 import argparse
-import csv
 import json
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_model_arguments, exit_code, number
 from cli.files import replacing
+from cli.scored import WRITERS, holds_media, prediction_columns, refuse_taken_names
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-# What a spreadsheet may take for a formula (full-width signs too); a plain number such as -0.5 is not one.
-FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-# From this probability a label of a multi-label model counts as predicted, as in its metrics.
-MULTI_LABEL_THRESHOLD = 0.5
+# As `explain` of the pipeline that travels with a model, whose import would be too slow for `--help`.
+METHODS = ("integrated_gradients", "attention")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +47,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
     add_column_arguments(group)
     add("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
+
+    add = parser.add_argument_group("why").add_argument
+    add("--explain", action=argparse.BooleanOptionalAction, default=False,
+        help="whether to say what each modality gave and, of a sample, what mattered in it; default: no")  # fmt: skip
+    add("--label", help="the label to explain; default: the best one of each row")
+    add("--explain_method", choices=METHODS, help="for one sample; default: integrated_gradients (needs captum)")
+    add("--explain_steps", type=number(int, 1),
+        help="points on the path of integrated gradients: more are slower and more exact; default: 32")  # fmt: skip
     args = parser.parse_args(argv)
     _check_usage(parser, args)
     return args
@@ -65,21 +71,51 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error(f"{', '.join(sample)} and --data_file exclude each other: one sample or a table")
     if args.data_file is not None and args.output_file is None:
         parser.error("--data_file needs --output_file: where the scored table goes (.csv, .jsonl or .parquet)")
+    _check_explanation_usage(parser, args)
     if args.output_file is not None and args.output_file.suffix.lower() not in WRITERS:
         allowed = ", ".join(WRITERS)
         parser.error(f"--output_file ends in `{args.output_file.suffix}`; allowed are {allowed}")
 
 
+def _check_explanation_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    inside = [f"--{name}" for name in ("explain_method", "explain_steps") if getattr(args, name) is not None]
+    if not args.explain and (given := [*inside, *(["--label"] if args.label is not None else [])]):
+        parser.error(f"{', '.join(given)} without --explain: nothing is explained")
+    if args.data_file is not None and inside:
+        parser.error(
+            f"{', '.join(inside)} and --data_file exclude each other: a table gets a number for each modality"
+        )
+    if args.explain_method == "attention" and args.explain_steps is not None:
+        parser.error("--explain_steps belongs to integrated gradients: leave it out with --explain_method attention")
+
+
 # -- one sample -------------------------------------------------------------------------------------------------------
 
 
-def predict_sample(args: argparse.Namespace) -> list[dict]:
-    """Give the labels of one sample, best first."""
+def predict_sample(args: argparse.Namespace) -> list[dict] | dict:
+    """Give the labels of one sample, best first, or its explanation."""
+    given = {name: getattr(args, name) for name in ("text", "image", "audio")}
+    sample = {name: value for name, value in given.items() if value is not None}
+    if not args.explain:
+        from cli.loading import load_pipeline
+
+        return load_pipeline(args.model, revision=args.revision, device=args.device)(sample, top_k=args.top_k)
+    chosen = {"label": args.label, "method": args.explain_method, "num_steps": args.explain_steps}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return load_explainer(args).explain(sample, top_k=args.top_k, **chosen)
+
+
+def load_explainer(args: argparse.Namespace):
+    """Give the model's pipeline, and refuse one from before there were explanations."""
     from cli.loading import load_pipeline
 
-    given = {name: getattr(args, name) for name in ("text", "image", "audio")}
     classify = load_pipeline(args.model, revision=args.revision, device=args.device)
-    return classify({name: value for name, value in given.items() if value is not None}, top_k=args.top_k)
+    if not hasattr(classify, "explain"):
+        raise ValueError(
+            f"`{args.model}` was saved without explanations: copy `pipeline_mmfusion.py` and "
+            "`explanation_mmfusion.py` of this repository into it, or leave out `--explain`."
+        )
+    return classify
 
 
 # -- a table ----------------------------------------------------------------------------------------------------------
@@ -91,11 +127,16 @@ def predict_table(args: argparse.Namespace) -> int:
         raise ValueError(f"`{args.output_file}` exists: give another `--output_file`, or `--overwrite` to replace it.")
     from torch.utils.data import DataLoader
 
-    from cli.loading import load_model, open_table
+    from cli.loading import load_model
+    from cli.tables import open_table
     from data import Collator, Columns, FusionDataset
-    from metrics.subsets import predict_subsets, probabilities, problem_type, subset_name
+    from metrics.subsets import problem_type
 
-    model, processor = load_model(args.model, revision=args.revision, device=args.device)
+    classify = load_explainer(args) if args.explain else None
+    if classify is None:
+        model, processor = load_model(args.model, revision=args.revision, device=args.device)
+    else:
+        model, processor = classify.model, classify.processor
     table = open_table(
         args.data_file,
         model,
@@ -107,8 +148,9 @@ def predict_table(args: argparse.Namespace) -> int:
         on_bad_cell=args.on_bad_cell,
     )
     kept = kept_columns(args, table)
-    new_names = list(prediction_columns(problem_type(model.config), model.config.id2label, None))
-    refuse_taken_names(args.data_file, kept, new_names)
+    problem, id2label = problem_type(model.config), model.config.id2label
+    new_names = [*prediction_columns(problem, id2label, None), *(contribution_names(model) if args.explain else [])]
+    refuse_taken_names(args.data_file, kept.column_names, new_names)
 
     loader = DataLoader(
         FusionDataset(table, None, processor, cache_bytes=0),
@@ -116,14 +158,40 @@ def predict_table(args: argparse.Namespace) -> int:
         collate_fn=Collator(processor),
         num_workers=args.num_workers,
     )
+    scores, shares = score_rows(model, loader) if classify is None else explain_table(classify, loader, args.label)
+    for name, values in {**prediction_columns(problem, id2label, scores), **shares}.items():
+        kept = kept.append_column(name, [values])
+    with replacing(args.output_file) as path, WRITERS[args.output_file.suffix.lower()](path) as write:
+        write(kept)
+    return len(kept)
+
+
+def score_rows(model, loader) -> tuple["np.ndarray", dict[str, list]]:
+    """Give (rows, labels) probabilities or numbers, and no further columns."""
+    from metrics.subsets import predict_subsets, probabilities, problem_type, subset_name
+
     everything = model.config.modalities
     predicted = predict_subsets(model, loader, subsets=[everything])
-    scores = probabilities(problem_type(model.config), predicted.logits[subset_name(everything)])
-    for name, values in prediction_columns(problem_type(model.config), model.config.id2label, scores).items():
-        kept = kept.append_column(name, [values])
-    with replacing(args.output_file) as path:
-        WRITERS[args.output_file.suffix.lower()](path, kept)
-    return len(kept)
+    return probabilities(problem_type(model.config), predicted.logits[subset_name(everything)]), {}
+
+
+def contribution_names(model) -> list[str]:
+    return [f"contribution_{name}" for name in model.config.modalities]
+
+
+def explain_table(classify, loader, label: str | None) -> tuple["np.ndarray", dict[str, list]]:
+    """Give (rows, labels) scores, and a column for each modality: what it added, None where the row lacks it."""
+    import torch
+    from tqdm.auto import tqdm
+
+    parts = [classify.explain_batch(batch, label) for batch in tqdm(loader, desc="explaining", unit="batch")]
+    shares = torch.cat([part["contributions"] for part in parts]).T.tolist()  # rows of text, image, audio
+    columns = {
+        f"contribution_{name}": [None if value != value else value for value in values]  # NaN is not itself
+        for name, values in zip(("text", "image", "audio"), shares, strict=True)
+    }
+    kept = {name: columns[name] for name in contribution_names(classify.model)}
+    return torch.cat([part["scores"] for part in parts]).numpy(), kept
 
 
 def kept_columns(args: argparse.Namespace, table) -> "pa.Table":
@@ -134,87 +202,6 @@ def kept_columns(args: argparse.Namespace, table) -> "pa.Table":
     rows = source.load(source.column_names).select(table.rows)
     heavy = [field.name for field in rows.data.schema if holds_media(field.type)]
     return rows.remove_columns(heavy).with_format("arrow")[:].replace_schema_metadata(None)
-
-
-def holds_media(kind: "pa.DataType") -> bool:
-    """Say whether a column of this type holds files or arrays, as {"bytes", "path"}, {"array", …} or bare bytes."""
-    import pyarrow.types as types
-
-    if types.is_struct(kind):
-        return bool({"bytes", "array"} & {field.name for field in kind})
-    return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def refuse_taken_names(source: str, kept: "pa.Table", new_names: list[str]) -> None:
-    """Refuse a table that has a column of a name that this script writes."""
-    if taken := [name for name in new_names if name in kept.column_names]:
-        listed = ", ".join(f"`{name}`" for name in taken)
-        raise ValueError(f"`{source}` already has the column(s) {listed}, which are written here: rename them first.")
-
-
-def prediction_columns(problem: str, id2label: dict[int, str], scores: "np.ndarray | None") -> dict[str, list]:
-    """Give column name -> values.
-
-    Single-label: `prediction`, `score` (its probability) and `probability_…` for each label. Multi-label: `prediction`
-    (a list) and the probabilities. Regression: `prediction`, or `prediction_…` for each of several targets.
-
-    Args:
-        problem: problem type of the model.
-        id2label: names of the labels.
-        scores: (rows, labels) probabilities or numbers; None: only the names are wanted, the values are empty.
-    """
-    import numpy as np
-
-    names = [id2label[index] for index in range(len(id2label))]
-    scores = np.empty((0, len(names))) if scores is None else scores
-    if problem == "regression":
-        titles = ["prediction"] if len(names) == 1 else [f"prediction_{name}" for name in names]
-        return dict(zip(titles, scores.T.tolist(), strict=True))
-    columns = {f"probability_{name}": scores[:, index].tolist() for index, name in enumerate(names)}
-    if problem == "multi_label_classification":
-        chosen = [[names[i] for i in np.flatnonzero(row >= MULTI_LABEL_THRESHOLD)] for row in scores]
-        return {"prediction": chosen, **columns}
-    best = scores.argmax(axis=1).tolist() if len(scores) else []
-    return {"prediction": [names[i] for i in best], "score": scores.max(axis=1, initial=0).tolist(), **columns}
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-
-def write_csv(path: Path, table: "pa.Table") -> None:
-    """Write CSV that a spreadsheet cannot be made to run: see `without_formula`."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([without_formula(name) for name in table.column_names])
-        for row in table.to_pylist():
-            writer.writerow([without_formula(value) for value in row.values()])
-
-
-def without_formula(value):
-    """Put an apostrophe before a text that a spreadsheet would take for a formula; lists are joined by semicolons."""
-    if isinstance(value, list):
-        value = ";".join(map(str, value))
-    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
-    return f"'{value}" if is_formula else value
-
-
-def write_json_lines(path: Path, table: "pa.Table") -> None:
-    """Write one JSON object a row; what JSON does not know (a date) goes as text."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in table.to_pylist():
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-
-def write_parquet(path: Path, table: "pa.Table") -> None:
-    """Write Parquet; every column keeps its type."""
-    import pyarrow.parquet as pq
-
-    pq.write_table(table, path)
-
-
-WRITERS: dict[str, Callable[[Path, "pa.Table"], None]] = {
-    ".csv": write_csv, ".jsonl": write_json_lines, ".parquet": write_parquet
-}  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:

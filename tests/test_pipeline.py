@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CONFIGS, make_model, model_config, save_folder
+from conftest import CONFIGS, make_model, model_config
 from PIL import Image
 from transformers import BertTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from pipeline_mmfusion import TASK, MMFusionPipeline
 from processing_mmfusion import MMFusionProcessor
+from training.folder import save_model_folder
 
 ROOT = Path(__file__).parents[1]
 RATE = 16_000
+PARTS = ("configuration", "modeling", "processing", "pipeline", "explanation")
 SIZE = {"height": 16, "width": 16}
 LABELS = {0: "low", 1: "middle", 2: "high"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
@@ -249,7 +251,7 @@ def test_a_model_in_bfloat16_answers_too(sample):
 STRANGER = """
 import importlib.util, json, sys, torch
 folder, cells = sys.argv[1], json.load(open(sys.argv[2]))
-for name in ("configuration", "modeling", "processing", "pipeline"):
+for name in ("configuration", "modeling", "processing", "pipeline", "explanation"):
     assert importlib.util.find_spec(name + "_mmfusion") is None, "the repository is on the path"
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor, pipeline
 
@@ -272,26 +274,36 @@ print(json.dumps({
     "classes": [type(x).__name__ for x in (classify, config, processor, model, base)],
     "inputs": {name: value.tolist() for name, value in inputs.items()}, "logits": logits, "pooled": pooled,
     "missing": sorted(loading["missing_keys"]), "labels": config.id2label,
+    "explained": [classify.explain(cell, num_steps=4) for cell in cells],
 }))
+"""
+
+# The same without Captum: an entry of None makes every import of it fail.
+STRANGER_WITHOUT_CAPTUM = """
+import json, sys
+sys.modules["captum"] = sys.modules["captum.attr"] = None
+from transformers import pipeline
+
+classify, sample = pipeline(model=sys.argv[1], trust_remote_code=True), json.load(open(sys.argv[2]))[-1]
+assert classify(sample)
+looked = classify.explain(sample, method="attention")
+plain = classify.explain(sample, details=False)
+try:
+    classify.explain(sample)
+except ImportError as error:
+    print(json.dumps({"error": str(error), "words": looked["text"]["words"], "modalities": plain["modalities"]}))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(classify, tmp_path_factory):
-    """A model folder as `train.py` leaves one: model, processor and the four travelling files."""
-    path = tmp_path_factory.mktemp("folder")
-    model, registered = classify.model, MMFusionProcessor._auto_class
-    impl = f"pipeline_mmfusion.{MMFusionPipeline.__name__}"
-    model.config.custom_pipelines = {
-        TASK: {"impl": impl, "pt": ["AutoModelForSequenceClassification"], "type": "multimodal"}
-    }
-    save_folder(model, path)
-    MMFusionProcessor.register_for_auto_class()
+    """A model folder as `train.py` leaves one: model, processor and the five travelling files."""
+    path, registered = tmp_path_factory.mktemp("folder") / "stranger", MMFusionProcessor._auto_class
     try:
-        classify.processor.save_pretrained(path)
+        save_model_folder(path, classify.model, classify.processor, training_config={}, metrics={})
     finally:
         MMFusionProcessor._auto_class = registered
-    (path / "pipeline_mmfusion.py").write_bytes((ROOT / "pipeline_mmfusion.py").read_bytes())
+    assert {f"{part}_mmfusion.py" for part in PARTS} == {file.name for file in path.glob("*.py")}
     return path
 
 
@@ -302,10 +314,14 @@ def stranger(folder, sample, tmp_path_factory):
     (work / "x.wav").write_bytes(sample["audio"])
     cells = subsets_of(sample | {"audio": str(work / "x.wav")})
     (work / "cells.json").write_text(json.dumps(cells))
+    return run_stranger(STRANGER, folder, work)
+
+
+def run_stranger(code, folder, work):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(folder), str(work / "cells.json")],
+        [sys.executable, "-I", "-c", code, str(folder), str(work / "cells.json")],
         cwd=work, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -341,11 +357,28 @@ def test_a_stranger_s_processor_and_models_compute_the_same_numbers(stranger, cl
         assert model.base_model(**inputs).pooler_output[0].tolist() == pytest.approx(stranger["pooled"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["processing_mmfusion.py", "pipeline_mmfusion.py"])
+def test_a_stranger_s_explanations_are_ours(stranger, classify, sample):
+    for theirs, part in zip(stranger["explained"], subsets_of(sample), strict=True):
+        ours = json.loads(json.dumps(classify.explain(part, num_steps=4)))
+        assert theirs.keys() == ours.keys() and theirs["label"] == ours["label"]
+        for kind in ("modalities", "completeness"):
+            assert theirs[kind] == pytest.approx(ours[kind], abs=1e-5)
+
+
+def test_a_model_loads_and_explains_without_captum_and_says_what_is_missing(folder, sample, tmp_path):
+    (tmp_path / "x.wav").write_bytes(sample["audio"])
+    (tmp_path / "cells.json").write_text(json.dumps([sample | {"audio": str(tmp_path / "x.wav")}]))
+    answer = run_stranger(STRANGER_WITHOUT_CAPTUM, folder, tmp_path)
+    assert "pip install captum" in answer["error"]
+    assert [word["text"] for word in answer["words"]] == ["a", "red", "cat"]
+    assert None not in answer["modalities"].values()
+
+
+@pytest.mark.parametrize("name", ["processing_mmfusion.py", "pipeline_mmfusion.py", "explanation_mmfusion.py"])
 def test_loading_demands_nothing_but_transformers_numpy_and_torch(name):
     demanded = {imported.split(".")[0] for imported in get_imports(ROOT / name)} - set(sys.stdlib_module_names)
     assert demanded <= {"transformers", "numpy", "torch"}
-    assert get_relative_imports(ROOT / name) == []
+    assert get_relative_imports(ROOT / name) == (["explanation_mmfusion"] if name == "pipeline_mmfusion.py" else [])
 
 
 def test_without_trust_nothing_of_the_folder_is_run(folder):

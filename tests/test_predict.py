@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import pytest
 from test_evaluation import COLUMNS, LABELS, ROOT, make_folder, make_table
 
 import predict
-from benchmarks import inference
+from benchmarks import explanation, inference
+from cli.scored import prediction_columns, without_formula
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +121,12 @@ def test_csv_output_cannot_start_a_formula(folder, tmp_path):
 
 @pytest.mark.parametrize("value", ["=1+1", "+1+1", "-1+1", "@A1", "\t=1", "\r=1", "\n=1", " =1", "＝1", "-"])
 def test_formulas_get_an_apostrophe(value):
-    assert predict.without_formula(value) == f"'{value}"
+    assert without_formula(value) == f"'{value}"
 
 
 @pytest.mark.parametrize("value", ["a=1", "-5", "+3.5e-7", "", "'=1", -1.5, None])
 def test_what_is_no_formula_stays(value):
-    assert predict.without_formula(value) == value
+    assert without_formula(value) == value
 
 
 def test_an_output_is_replaced_only_when_asked(folder, table, tmp_path, capsys):
@@ -160,8 +162,83 @@ def test_other_problem_types_have_their_own_columns(problem, names, scores, colu
     import numpy as np
 
     id2label = dict(enumerate(names))
-    assert predict.prediction_columns(problem, id2label, np.array(scores)) == columns
-    assert list(predict.prediction_columns(problem, id2label, None)) == list(columns)
+    assert prediction_columns(problem, id2label, np.array(scores)) == columns
+    assert list(prediction_columns(problem, id2label, None)) == list(columns)
+
+
+# -- why --------------------------------------------------------------------------------------------------------------
+
+
+def sample_arguments(table):
+    return ["--text", "a small animal", "--image", str(table.parent / "1.png"), "--audio", str(table.parent / "1.wav")]
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "attention"])
+def test_one_sample_is_explained_as_json(folder, table, capsys, method):
+    assert predict.main([str(folder), *sample_arguments(table), "--explain", "--explain_method", method]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["method"] == method and about["label"] in LABELS
+    assert sum(about["modalities"].values()) == pytest.approx(about["score"] - about["baseline"], abs=1e-5)
+    assert [word["text"] for word in about["text"]["words"]] == ["a", "small", "animal"]
+    assert about["image"]["scores"] and about["audio"]["segments"]
+
+
+def test_another_label_can_be_explained_with_other_steps(folder, capsys):
+    more = ["--explain", "--label", "bee", "--explain_steps", "3", "--top_k", "1"]
+    assert predict.main([str(folder), "--text", "a loud animal", *more]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["label"] == "bee" and about["completeness"]["num_steps"] == 3
+    assert list(about["subsets"]) == ["text"] and len(about["subsets"]["text"]) == 1
+
+
+def test_an_unknown_label_gets_a_sentence(folder, capsys):
+    assert predict.main([str(folder), "--text", "a loud animal", "--explain", "--label", "dog"]) == 1
+    assert "error: `label` is 'dog'; this model knows ant, bee, cat" in capsys.readouterr().err
+
+
+def test_a_table_gets_a_column_for_what_each_modality_gave(folder, table, tmp_path):
+    plain, explained = tmp_path / "plain.parquet", tmp_path / "explained.parquet"
+    assert score_table(folder, table, plain) == 0
+    assert score_table(folder, table, explained, "--explain", "--batch_size", "4") == 0
+    expected, scored = pq.read_table(plain).to_pydict(), pq.read_table(explained).to_pydict()
+    names = ["contribution_text", "contribution_image", "contribution_audio"]
+    assert list(scored) == [*expected, *names]
+    assert scored["prediction"] == expected["prediction"]
+    assert scored["score"] == pytest.approx(expected["score"], abs=1e-5)
+    absent = [[row for row in range(6) if scored[name][row] is None] for name in names]
+    assert absent == [[1], [2], [3]]  # as the table lacks them
+    shares = [sum(scored[name][row] or 0 for name in names) for row in range(6)]
+    bases = [score - share for score, share in zip(scored["score"], shares, strict=True)]
+    for label in LABELS:  # nothing but the label decides what nothing at all would score
+        same = [base for base, said in zip(bases, scored["prediction"], strict=True) if said == label]
+        assert same == pytest.approx(same[:1] * len(same), abs=1e-5)
+
+
+def test_a_table_may_be_explained_for_one_label_and_written_as_csv(folder, table, tmp_path):
+    output = tmp_path / "bee.csv"
+    assert score_table(folder, table, output, "--explain", "--label", "bee") == 0
+    rows = list(csv.DictReader(output.open(newline="")))
+    assert rows[1]["contribution_text"] == "" and rows[0]["contribution_text"] != ""
+    bases = [
+        float(row["probability_bee"]) - sum(float(row[f"contribution_{m}"] or 0) for m in ("text", "image", "audio"))
+        for row in rows
+    ]
+    assert bases == pytest.approx(bases[:1] * 6, abs=1e-5)
+
+
+def test_contributions_are_not_written_over(folder, table, tmp_path, capsys):
+    first = table.parent / "explained.csv"
+    assert score_table(folder, table, first, "--explain") == 0
+    assert score_table(folder, first, tmp_path / "again.csv", "--explain") == 1
+    assert "`contribution_audio`, which are written here" in capsys.readouterr().err
+
+
+def test_a_folder_from_before_explanations_gets_a_sentence(folder, tmp_path, capsys):
+    old = shutil.copytree(folder, tmp_path / "old")
+    code = (old / "pipeline_mmfusion.py").read_text().replace("def explain(", "def explain_no_more(")
+    (old / "pipeline_mmfusion.py").write_text(code)
+    assert predict.main([str(old), "--text", "a loud animal", "--explain"]) == 1
+    assert "was saved without explanations: copy `pipeline_mmfusion.py` and" in capsys.readouterr().err
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -176,6 +253,18 @@ def test_other_problem_types_have_their_own_columns(problem, names, scores, colu
         (["--text", "a", "--output_file", "y.csv"], "--output_file needs --data_file"),
         (["--data_file", "x.csv", "--output_file", "y.xlsx"], "allowed are .csv, .jsonl, .parquet"),
         (["--text", "a", "--top_k", "0"], "0 is not at least 1"),
+        (["--text", "a", "--label", "bee"], "--label without --explain: nothing is explained"),
+        (["--text", "a", "--explain_steps", "3"], "--explain_steps without --explain"),
+        (["--text", "a", "--explain", "--explain_method", "lime"], "invalid choice: 'lime'"),
+        (["--text", "a", "--explain", "--explain_steps", "0"], "0 is not at least 1"),
+        (
+            ["--text", "a", "--explain", "--explain_method", "attention", "--explain_steps", "3"],
+            "--explain_steps belongs to integrated gradients",
+        ),
+        (
+            ["--data_file", "x.csv", "--output_file", "y.csv", "--explain", "--explain_method", "attention"],
+            "--explain_method and --data_file exclude each other",
+        ),
     ],
 )
 def test_a_wrong_call_exits_with_2(arguments, sentence, capsys):
@@ -184,7 +273,9 @@ def test_a_wrong_call_exits_with_2(arguments, sentence, capsys):
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["evaluation.py", "predict.py", "benchmarks/inference.py"])
+@pytest.mark.parametrize(
+    "script", ["evaluation.py", "predict.py", "benchmarks/inference.py", "benchmarks/explanation.py"]
+)
 def test_help_needs_no_heavy_import(script, tmp_path):
     """A process of its own, from another folder: no torch, no transformers, hence quick."""
     call = [sys.executable, "-X", "importtime", str(ROOT / script), "--help"]
@@ -215,3 +306,19 @@ def test_the_benchmark_says_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         inference.main(["model", "--audio_seconds", "0"])
     assert stop.value.code == 2
+
+
+def test_the_benchmark_of_explanations_ends_with_one_json_object(folder, capsys):
+    arguments = ["--batch_sizes", "2", "--num_steps", "2", "4", "--num_repeats", "2", "--audio_seconds", "0.05"]
+    assert explanation.main([str(folder), *arguments, "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    cases = {(line["batch_size"], line["what"]): line for line in report["results"]}
+    inside = [(1, "forward"), (1, "integrated_gradients 2"), (1, "integrated_gradients 4"), (1, "attention")]
+    assert set(cases) == {(2, "forward"), (2, "shapley"), *inside}
+    assert all(cases[size, "forward"]["time_ratio_to_forward"] == 1.0 for size in (1, 2))
+    assert [check["num_steps"] for check in report["completeness"]] == [2, 4]
+
+
+def test_the_benchmark_of_explanations_says_what_is_wrong(tmp_path, capsys):
+    assert explanation.main([str(tmp_path / "nowhere")]) == 1
+    assert "error: the model folder" in capsys.readouterr().err

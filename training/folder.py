@@ -10,7 +10,8 @@ from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification, MMFusionModel
 from processing_mmfusion import MMFusionProcessor
 
-PIPELINE_FILE = Path(__file__).parents[1] / "pipeline_mmfusion.py"
+# `save_pretrained` copies what config, model and processor need; the pipeline and what it imports are ours to copy.
+PIPELINE_FILES = [Path(__file__).parents[1] / f"{name}_mmfusion.py" for name in ("pipeline", "explanation")]
 AUTO_MAP = {
     "AutoConfig": "configuration_mmfusion.MMFusionConfig",
     "AutoModel": "modeling_mmfusion.MMFusionModel",
@@ -55,6 +56,7 @@ def save_model_folder(
         except SafetensorError as error:  # how a full disk shows itself here
             raise OSError(f"the weights cannot be written to `{folder}`: {error}") from error
         processor.save_pretrained(partial)
-        shutil.copyfile(PIPELINE_FILE, partial / PIPELINE_FILE.name)
+        for file in PIPELINE_FILES:
+            shutil.copyfile(file, partial / file.name)
         write_json(partial / "training_config.json", training_config)
         write_json(partial / "metrics.json", metrics)
