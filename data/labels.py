@@ -94,6 +94,39 @@ class LabelMap:
         return fitted
 
     @classmethod
+    def declared(cls, feature: Any, column: str, name: str, problem_type: str | None = None) -> "LabelMap":
+        """Takes the labels that a data set declares for a column, without a look at its rows.
+
+        Args:
+            feature: The column's feature of `datasets`: a ClassLabel, a list of it, a float, or a list of floats of a
+                fixed length; whole numbers only with `problem_type` regression.
+            column: The column's name.
+            name: What messages call the data set.
+            problem_type: What the feature has to stand for; None takes what it says.
+
+        Raises:
+            ValueError: the feature does not say what the labels are, or says something else than `problem_type`.
+        """
+        inner, is_list = getattr(feature, "feature", feature), hasattr(feature, "feature")
+        dtype = str(getattr(inner, "dtype", ""))
+        if getattr(inner, "names", None):
+            fitted = cls(MULTI_LABEL if is_list else SINGLE_LABEL, tuple(inner.names))
+        elif dtype.startswith("float") or (problem_type == REGRESSION and dtype.startswith(("int", "uint"))):
+            fitted = cls(REGRESSION, _numbered(column, getattr(feature, "length", -1) if is_list else 1))
+        else:
+            raise ValueError(
+                f"`{name}` declares its column `{column}` as {feature}, which does not say what the labels are before "
+                "all rows are read. Push it with ClassLabel (`push_to_hub.py --dataset` does), or train without "
+                "--streaming."
+            )
+        if problem_type not in (None, fitted.problem_type):
+            raise ValueError(
+                f"`problem_type` is {problem_type}, but `{name}` declares its column `{column}` as {feature}, which "
+                f"is {fitted.problem_type}. Leave `problem_type` out, or train without --streaming."
+            )
+        return fitted
+
+    @classmethod
     def from_config(cls, config: Any, delimiter: str | None = None) -> "LabelMap":
         """Takes the labels of a trained model from its config (an object or a dict with `id2label`)."""
         get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
@@ -213,8 +246,17 @@ def _target_names(table: Table, read: list[list[float]]) -> tuple[str, ...]:
             f"`{table.name}`: the lists in the column `{table.columns['label']}` hold {sorted(sizes)} numbers. "
             "For a regression every row needs the same count, at least one."
         )
-    name, (size,) = table.columns["label"], sizes
-    return (name,) if size == 1 else tuple(f"{name}_{index}" for index in range(size))
+    return _numbered(table.columns["label"], sizes.pop())
+
+
+def _numbered(column: str, size: int) -> tuple[str, ...]:
+    """Names of the targets of a regression; a list whose length is not declared (-1) cannot be named."""
+    if size < 1:
+        raise ValueError(
+            f"The column `{column}` declares lists of any length: how many targets it has is not known before all "
+            "rows are read. Push it with a fixed length (`push_to_hub.py --dataset` does), or do not stream it."
+        )
+    return (column,) if size == 1 else tuple(f"{column}_{index}" for index in range(size))
 
 
 def _declared_names(table: Table) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ the columns into memory from its cache on disk: pictures and sounds that lie in 
 import csv
 import glob
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data.source import Shard, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,52 +28,40 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PICTURE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SOUND_SUFFIXES = frozenset([".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"])
 _CHUNK_ROWS = 20_000
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A file of the table: what messages call it, the folder its paths are relative to, and where its rows start."""
-
-    name: str
-    root: Path | None
-    first_row: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened table, before its columns are chosen.
-
-    `media_defaults` holds names that stand for a modality in this source alone, such as `image_file_name` in a folder;
-    `extra_roots` the folders outside of a shard's own in which its files may lie.
-    """
-
-    name: str
-    shards: tuple[Shard, ...]
-    column_names: list[str]
-    load: Callable[[list[str]], "Dataset"]
-    media_defaults: dict[str, str]
-    extra_roots: tuple[Path, ...] = ()
-
-
-def open_source(source: str | Path, *, split: str | None = None, config_name: str | None = None) -> Source:
+def open_source(
+    source: str | Path, *, split: str | None = None, config_name: str | None = None, revision: str | None = None
+) -> Source:
     """Finds out what `source` is (file, folder, glob of Parquet files, Hub data set) and opens it.
 
     Raises:
         FileNotFoundError: nothing is there, neither on disk nor on the Hub.
-        ValueError: what is there is not a table, or `split` / `config_name` do not apply to it.
+        ValueError: what is there is not a table, or `split` / `config_name` / `revision` do not apply to it.
     """
     path, name = Path(source).expanduser(), str(source)
     if path.is_dir():
-        _refuse_hub_options(name, config_name=config_name)
+        _refuse_hub_options(name, config_name=config_name, revision=revision)
         return _open_folder(path, split)
     is_glob = not path.exists() and any(letter in name for letter in "*?[")
     if path.is_file() or is_glob or path.suffix.lower() in SUFFIXES:
-        _refuse_hub_options(name, split=split, config_name=config_name)
+        _refuse_hub_options(name, split=split, config_name=config_name, revision=revision)
         return _open_files(sorted(glob.glob(str(path), recursive=True)) if is_glob else [str(path)], name)
-    if not _HUB_ID.fullmatch(name):
+    return _open_hub(name, split, config_name, revision)
+
+
+def _open_hub(name: str, split: str | None, config_name: str | None, revision: str | None) -> Source:
+    from data.hub import HUB_ID, find_hub_set, open_split
+
+    if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"`{name}` does not exist. Give {_what_is_read()}.")
-    return _open_hub(name, split, config_name)
+    try:
+        return open_split(find_hub_set(name, config_name=config_name, revision=revision), split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"`{name}` is neither a file or folder here nor a data set that can be had now: {error} Or give "
+            f"{_what_is_read()}."
+        ) from error
 
 
 def _what_is_read() -> str:
@@ -387,55 +375,3 @@ def _modality_of_files(source: Source) -> str:
         f"`{source.name}`: the column `file_name` holds files ending in {', '.join(sorted(suffixes))}, which are not "
         "all pictures or all sounds. Use the columns `image_file_name` and `audio_file_name`."
     )
-
-
-# --- The Hub ---------------------------------------------------------------------------------------------------------
-
-
-def _open_hub(name: str, split: str | None, config_name: str | None) -> Source:
-    import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    split = split or _only_split(name, config_name)
-    dataset = _from_hub(name, lambda: datasets.load_dataset(name, config_name, split=split))
-    roots = (Path(HF_HUB_CACHE).resolve(), Path(datasets.config.HF_DATASETS_CACHE).resolve())
-    load = lambda columns: _undecoded(dataset.select_columns(columns))  # noqa: E731
-    return Source(f"{name}:{split}", (Shard(f"{name}:{split}", None),), dataset.column_names, load, {}, roots)
-
-
-def _only_split(name: str, config_name: str | None) -> str:
-    import datasets
-
-    splits = _from_hub(name, lambda: datasets.get_dataset_split_names(name, config_name))
-    if len(splits) == 1:
-        return splits[0]
-    if "train" in splits:
-        return "train"
-    raise ValueError(f"The data set `{name}` has the splits {', '.join(splits)}. Choose one with `split`.")
-
-
-def _from_hub(name: str, call: Callable[[], Any]) -> Any:
-    """Turns the many ways in which a download fails into one sentence that keeps the library's reason."""
-    import httpx
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        return call()
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, httpx.HTTPError) as error:
-        raise FileNotFoundError(
-            f"`{name}` is neither a file or folder here nor a data set that can be had from the Hub now ({error}). "
-            f"Check the spelling, the network and your access; or give {_what_is_read()}."
-        ) from error
-
-
-def _undecoded(dataset: "Dataset") -> "Dataset":
-    from datasets import Audio, Image
-
-    if len(dataset) != len(dataset.data):  # a selection of rows; columns are read from the Arrow table underneath
-        dataset = dataset.flatten_indices()
-    for column, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(column, Image(decode=False))
-        elif isinstance(feature, Audio):
-            dataset = dataset.cast_column(column, Audio(sampling_rate=feature.sampling_rate, decode=False))
-    return dataset

@@ -4,6 +4,7 @@ A cell stays what it is in the table (a text, a path, the bytes of a file) until
 Whether a cell holds something is known for the whole table at once, in `Table.presence`.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.reading import Shard, Source, open_source
+from data.hub import HubSet, open_split
+from data.reading import open_source
+from data.source import Shard, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,11 +88,12 @@ def _refuse_shared_columns(source: Source, found: dict[str, str]) -> None:
 
 
 def read_table(
-    source: str | Path,
+    source: str | Path | HubSet,
     *,
     columns: Columns | None = None,
     split: str | None = None,
     config_name: str | None = None,
+    revision: str | None = None,
     allow_outside: bool = False,
 ) -> "Table":
     """Reads a table: a .csv, .tsv, .jsonl, .json or .parquet file, a folder, a glob of Parquet files, or a Hub name.
@@ -98,18 +102,27 @@ def read_table(
     modality. Media stay undecoded.
 
     Args:
-        source: The file, the folder (with metadata.csv, .jsonl or .parquet), the glob, or the name on the Hub.
+        source: The file, the folder (with metadata.csv, .jsonl or .parquet), the glob, or the name on the Hub; or a
+            data set on the Hub that is found already, which no file or folder of that name can stand in for.
         columns: The names of the columns.
         split: For a data set on the Hub its split (default: the only one, or `train`); for a folder the folder in it.
         config_name: For a data set on the Hub its configuration.
+        revision: For a data set on the Hub its commit, tag or branch; None is the newest commit.
         allow_outside: Whether paths in cells may leave the folder of the table.
 
     Raises:
         FileNotFoundError: there is no such source.
         ValueError: the source is no table, has no rows, or lacks a column; the message says which it has.
     """
-    opened = open_source(source, split=split, config_name=config_name)
-    found = (columns or Columns()).resolve(opened)
+    if isinstance(source, HubSet):
+        opened = open_split(source, split)
+    else:
+        opened = open_source(source, split=split, config_name=config_name, revision=revision)
+    return table_of(opened, (columns or Columns()).resolve(opened), allow_outside)
+
+
+def table_of(opened: Source, found: dict[str, str], allow_outside: bool = False) -> "Table":
+    """Loads the columns that were found."""
     dataset = opened.load(list(found.values())).rename_columns({name: kind for kind, name in found.items()})
     if len(dataset) == 0:
         raise ValueError(f"`{opened.name}` has no rows below its header. Give a table with at least one row.")
@@ -122,6 +135,7 @@ def read_table(
         rows=np.arange(len(dataset)),
         presence=_presence(dataset, opened, found),
         extra_roots=opened.extra_roots,
+        origin=opened.origin,
         allow_outside=allow_outside,
     )
 
@@ -186,6 +200,7 @@ class Table:
         rows: For each row of this table its place in the source, from 0.
         presence: (rows, 3) booleans: whether the row has a text, an image, an audio.
         extra_roots: Folders other than that of the table in which files may lie.
+        origin: What identifies the source for good: `hub_id`, `revision` and `split` of a data set on the Hub.
         allow_outside: Whether paths in cells may leave these folders.
     """
 
@@ -197,6 +212,7 @@ class Table:
     rows: np.ndarray
     presence: np.ndarray
     extra_roots: tuple[Path, ...] = ()
+    origin: dict[str, str] = field(default_factory=dict)
     allow_outside: bool = False
     _columns: dict[str, pa.ChunkedArray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -250,10 +266,13 @@ class Table:
             return self.labels([index])[0]
         if not self.is_present(index, kind):
             return None
-        value = self._column(kind)[self.rows[index]].as_py()
-        if not isinstance(value, dict) or value.get("array") is not None:
-            return value
-        return value["path"] if value.get("bytes") is None else value["bytes"]
+        return content(self._column(kind)[self.rows[index]].as_py())
+
+    def file_name(self, index: int, modality: str) -> str | None:
+        """What the file of a picture or sound is called, without its folder; None where that is not known."""
+        value = self._column(modality)[self.rows[index]].as_py() if self.is_present(index, modality) else None
+        path = value.get("path") if isinstance(value, dict) else value
+        return re.split(r"[/\\]", path.strip())[-1] or None if isinstance(path, str) else None
 
     def _column(self, kind: str) -> pa.ChunkedArray:
         # Straight from Arrow: a row access of `datasets` takes 0.2 ms, and reads all columns of the row.
@@ -273,7 +292,7 @@ class Table:
                 "the label column."
             )
         rows = self.rows if indices is None else self.rows[list(indices)]
-        return _named_labels(self._column("label").take(rows).to_pylist(), self.source.features["label"])
+        return named_labels(self._column("label").take(rows).to_pylist(), self.source.features["label"])
 
     def media(self, index: int, modality: str) -> Any:
         """The picture or sound of a row as the decoder takes it: a checked path, bytes or an array; None where empty.
@@ -320,7 +339,15 @@ class Table:
         return replace(self, presence=presence)
 
 
-def _named_labels(values: Sequence[Any], feature: Any) -> list[Any]:
+def content(value: Any) -> Any:
+    """What a cell of any format holds: of {"bytes", "path"} the bytes, or else the path."""
+    if not isinstance(value, dict) or value.get("array") is not None:
+        return value
+    return value.get("path") if value.get("bytes") is None else value["bytes"]
+
+
+def named_labels(values: Sequence[Any], feature: Any) -> list[Any]:
+    """Label cells with names in place of the numbers of a ClassLabel."""
     from datasets import ClassLabel
 
     inner = getattr(feature, "feature", feature)

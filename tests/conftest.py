@@ -130,3 +130,13 @@ def model():
 @pytest.fixture
 def inputs():
     return make_inputs()
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A model folder as `train.py` leaves it, complete but for training; not to be written to."""
+    from test_evaluation import make_table
+    from test_hub_export import make_publishable
+
+    table = make_table(tmp_path_factory.mktemp("rows"))
+    return make_publishable(tmp_path_factory.mktemp("models") / "animals", table)

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -10,8 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_here import datasets_online, push, push_tables, write_rows
+from local_hub import running_hub
 
-from data import Columns, read_table
+from data import Columns, find_hub_set, read_table
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -261,6 +264,103 @@ def test_a_hub_name_offline_gets_a_sentence(monkeypatch):
         FileNotFoundError, match=r"`owner/no-such-set` is neither a file or folder here nor a data set"
     ):
         read_table("owner/no-such-set")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub with `alice/rows`, and `alice/hidden`, which is private."""
+    folder = tmp_path_factory.mktemp("hub")
+    with running_hub(folder / "hub") as hub, datasets_online(hub, folder / "home") as api:
+        push_tables(api, "alice/rows", folder / "rows", train=write_rows(folder / "t", 6))
+        push(api, "alice/hidden", folder / "rows", private=True)
+        yield hub
+
+
+@pytest.fixture
+def stranger(hub, tmp_path):
+    """Nobody is logged in, and nothing is cached."""
+    with datasets_online(hub, tmp_path / "home", token=None) as api:
+        yield api
+        hub.clear_failures()
+
+
+def test_what_is_not_there_or_not_for_you_gets_a_sentence(stranger):
+    for name in ("alice/nothing", "alice/hidden"):
+        with pytest.raises(FileNotFoundError, match=rf"`{name}` is no data set on the Hub, or it is private"):
+            read_table(name)
+    with pytest.raises(FileNotFoundError, match=r"`alice/rows` has no such revision\. Give a commit, a tag"):
+        read_table("alice/rows", revision="v9")
+    with pytest.raises(ValueError, match=r"The data set `alice/rows`: .*'other' not found. Available: \['default'\]"):
+        read_table("alice/rows", config_name="other")
+    with pytest.raises(ValueError, match="`alice/rows` has the splits train and no `test`"):
+        read_table("alice/rows", split="test")
+    with pytest.raises(ValueError, match="`a/b/c` is no name of a data set on the Hub"):
+        find_hub_set("a/b/c")
+
+
+def test_a_private_data_set_is_read_by_its_owner(hub, tmp_path):
+    with datasets_online(hub, tmp_path / "home", token="hf_alice_read"):
+        assert len(read_table("alice/hidden")) == 6
+
+
+@pytest.mark.parametrize("place", [r"^/api/datasets/alice/rows$", r"README\.md$", r"\.parquet$"])
+def test_a_hub_that_fails_gets_a_sentence(hub, stranger, place):
+    hub.fail("GET", place, status=500, times=50)
+    with pytest.raises(OSError, match=r"The data set `alice/rows` cannot be had from the Hub now \(.*500 Internal"):
+        read_table("alice/rows")
+    hub.clear_failures()
+    assert len(read_table("alice/rows")) == 6
+
+
+def test_a_download_that_was_cut_is_resumed(hub, stranger):
+    hub.fail("GET", r"\.parquet$", cut_after_bytes=700)
+    assert len(read_table("alice/rows")) == 6
+
+
+@pytest.mark.slow
+def test_a_download_that_is_always_cut_is_never_loaded(hub, stranger):
+    hub.fail("GET", r"\.parquet$", cut_after_bytes=700, times=50)
+    with pytest.raises(OSError, match=r"cannot be had from the Hub now \(.*peer closed connection.*try again"):
+        read_table("alice/rows")
+    hub.clear_failures()
+    assert len(read_table("alice/rows")) == 6
+
+
+def test_a_hub_that_cannot_be_reached_gets_a_sentence(tmp_path):
+    nobody = SimpleNamespace(url="http://127.0.0.1:9")
+    with (
+        datasets_online(nobody, tmp_path / "home", token=None),
+        pytest.raises(OSError, match=r"`alice/rows` cannot be had from the Hub now \(ConnectError.*Check the net"),
+    ):
+        read_table("alice/rows")
+
+
+def test_an_old_copy_in_the_cache_does_not_stand_in_for_the_newest_commit(hub, stranger, tmp_path):
+    with datasets_online(hub, tmp_path / "home") as api:
+        push_tables(api, "alice/moves", tmp_path / "old", train=write_rows(tmp_path / "t", 4))
+        assert len(read_table("alice/moves")) == 4
+        push_tables(api, "alice/moves", tmp_path / "new", train=write_rows(tmp_path / "t", 6))
+        hub.fail("GET", r"README\.md$", status=500, times=50)
+        with pytest.raises(FileNotFoundError, match=r"`alice/moves` cannot be had at `\w{40}`: only its commit"):
+            read_table("alice/moves")
+
+
+def test_offline_what_is_cached_is_read_and_says_its_commit(hub, stranger, monkeypatch):
+    online_table = read_table("alice/rows")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert read_table("alice/rows").origin == online_table.origin
+    with pytest.raises(FileNotFoundError, match=r"`alice/rows` cannot be had at `v9`: only its commit `\w{40}` is in"):
+        read_table("alice/rows", revision="v9")
+    with pytest.raises(FileNotFoundError, match=r"`alice/other` cannot be had.*Unset HF_HUB_OFFLINE"):
+        read_table("alice/other")
+
+
+def test_a_data_set_that_is_found_is_not_mistaken_for_a_folder(hub, stranger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "alice" / "rows" / "metadata.csv", "text,label\nlocal,x\n")
+    assert len(read_table("alice/rows")) == 1
+    assert len(read_table(find_hub_set("alice/rows"))) == 6
 
 
 # --- Paths

@@ -35,7 +35,7 @@ from transformers import (
 import train
 from cli.loading import load_model
 from data import demo
-from training import loop
+from training import loop, rows
 
 ROOT = Path(train.__file__).parent
 SUBSETS = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
@@ -139,7 +139,7 @@ def test_the_folder_holds_what_a_stranger_needs_and_nothing_else(trained):
     assert {path.name for path in trained.iterdir()} == {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "configuration_mmfusion.py", "modeling_mmfusion.py", "processing_mmfusion.py", "pipeline_mmfusion.py",
-        "training_config.json", "metrics.json",
+        "explanation_mmfusion.py", "training_config.json", "metrics.json",
     }  # fmt: skip
     assert [path.name for path in trained.parent.iterdir()] == ["model"], "nothing is left beside it"
 
@@ -353,11 +353,12 @@ def test_every_kind_of_problem_trains(problem, tmp_path):
 
 def test_without_a_validation_file_each_class_keeps_its_share(tmp_path, monkeypatch):
     table = write_table(tmp_path / "t.csv", make_rows(["a", "b"], 15) + make_rows(["c"], 10))
-    parts, real = [], train.validation_part
-    monkeypatch.setattr(train, "validation_part", lambda *args: parts.append(real(*args)) or parts[0])
+    parts, real = [], rows.open_rows
+    monkeypatch.setattr(rows, "open_rows", lambda *args, **options: parts.append(real(*args, **options)) or parts[0])
     flags = ["--train_file", table, "--validation_fraction", "0.2", *TEXT_ONLY, *TWO_STEPS]
     assert run(flags, tmp_path / "m") == 0
-    assert [Counter(part.labels()) for part in parts[0]] == [{"a": 12, "b": 12, "c": 8}, {"a": 3, "b": 3, "c": 2}]
+    counts = [Counter(part.table.labels()) for part in parts[0][:2]]
+    assert counts == [{"a": 12, "b": 12, "c": 8}, {"a": 3, "b": 3, "c": 2}]
     assert read_json(tmp_path / "m" / "training_config.json")["data"]["validation"]["num_rows"] == 8
 
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from cli.arguments import add_column_arguments, add_label_arguments, number
@@ -21,10 +23,16 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     _add_model(parser.add_argument_group("model"))
     _add_training(parser.add_argument_group("training"))
     _add_output(parser.add_argument_group("output"))
+    _add_hub(parser.add_argument_group("the Hub"))
     args = parser.parse_args(argv)
+    args.command = typed_command(sys.argv[1:] if argv is None else argv)
+    _check_rows(parser, args)
     _check_output_dir(parser, args)
+    if not args.push_to_hub and (args.hub_model_id or args.hub_token or args.hub_private_repo is not None):
+        parser.error("--hub_model_id, --hub_private_repo and --hub_token belong to --push_to_hub: add it")
     if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
         parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
+    _check_start(parser, args)
     if args.fusion_hidden_size is not None and args.fusion_hidden_size % 4:
         parser.error(
             f"--fusion_hidden_size is {args.fusion_hidden_size}: the fusion has 4 heads, give a multiple of 4"
@@ -32,13 +40,33 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     return args
 
 
+def _check_start(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """A given model has towers and a fusion: what would choose others is refused, for it would change nothing."""
+    if args.model_name_or_path is None:
+        if args.model_revision is not None:
+            parser.error("--model_revision belongs to --model_name_or_path")
+        return
+    choosing = ["fusion_hidden_size", *(f"{kind}_model_name_or_path" for kind in ("text", "image", "audio"))]
+    if given := [f"--{name}" for name in choosing if getattr(args, name) is not None]:
+        parser.error(f"--model_name_or_path brings towers and fusion: leave {', '.join(given)} out")
+
+
 def _add_data(group):
     add = group.add_argument
     add(
         "--train_file",
-        required=True,
         help="table: .csv, .tsv, .jsonl, .parquet (or a glob of them), a folder with metadata, a Hub data set",
     )
+    add("--dataset_name", help="instead of --train_file: a data set on the Hub (`owner/name`), never a local folder; "
+        "default: none")  # fmt: skip
+    add("--dataset_split", help="split of --dataset_name to train on; default: the only one, or `train`")
+    add("--dataset_validation_split", help="split of --dataset_name to validate on; default: `validation`, `valid`, "
+        "`val` or `dev` where it has one")  # fmt: skip
+    add("--dataset_revision", help="commit, tag or branch of --dataset_name; default: the newest commit")
+    add("--streaming", action=argparse.BooleanOptionalAction, default=False,
+        help="train on --dataset_name as it comes over the network, without downloading it; default: no")  # fmt: skip
+    add("--shuffle_buffer_size", type=number(int, 1), default=1000,
+        help="--streaming: rows in memory, from which the next one is drawn; default: 1000")  # fmt: skip
     add("--validation_file", help="the same for validation; default: a stratified part of --train_file is set aside")
     add(
         "--validation_fraction",
@@ -61,8 +89,25 @@ def _add_data(group):
         help="GiB of memory for opened pictures and sounds, in each worker; default: 1, 0 turns it off")  # fmt: skip
 
 
+def _check_rows(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """There is one place to learn from, and what is asked of it applies to it."""
+    if (args.train_file is None) == (args.dataset_name is None):
+        parser.error(
+            "give the rows to train on either with --train_file (a table here) or with --dataset_name (a data set on "
+            f"the Hub), not {'both' if args.train_file else 'neither'}"
+        )
+    of_the_hub = ("dataset_split", "dataset_validation_split", "dataset_revision", "streaming")
+    if args.dataset_name is None and (given := [name for name in of_the_hub if getattr(args, name)]):
+        parser.error(f"--{given[0]} belongs to --dataset_name: give the data set by that flag, or leave it out")
+    if args.validation_file is not None and args.dataset_validation_split is not None:
+        parser.error("--validation_file and --dataset_validation_split exclude each other: validate on one of them")
+
+
 def _add_model(group):
     add = group.add_argument
+    add("--model_name_or_path", help="go on from this MMFusion model (folder or Hub id), with its towers, its fusion "
+        "and, for the same labels, its head; default: a new model")  # fmt: skip
+    add("--model_revision", help="commit, tag or branch of --model_name_or_path; default: the newest")
     add(
         "--preset",
         choices=("tiny", "base"),
@@ -152,6 +197,36 @@ def _add_output(group):
         default=False,
         help="replace the model that --output_dir holds, once the new one is complete; default: no",
     )
+
+
+def _add_hub(group):
+    add = group.add_argument
+    add("--push_to_hub", action=argparse.BooleanOptionalAction, default=False,
+        help="push the finished model, checked before and after; default: no")  # fmt: skip
+    add("--hub_model_id", help="where it goes: owner/name; default: your account and the name of --output_dir")
+    add("--hub_private_repo", action=argparse.BooleanOptionalAction,
+        help="of a new repository; default: as your account says")  # fmt: skip
+    add("--hub_token", help="token with write rights; default: that of `hf auth login` or of HF_TOKEN")
+    add("--license", help="identifier of the licence of the weights, such as apache-2.0, for the model card; "
+        "default: none is stated")  # fmt: skip
+
+
+def typed_command(argv: list[str]) -> str:
+    """The command as it was typed, fit for publication: without the token, and of absolute paths the last name."""
+    words, hidden = [], False
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        is_token = flag == "--hub_token"
+        if not hidden and not is_token:
+            words.append(f"{flag}={public(value)}" if equals and flag.startswith("--") else public(word))
+        hidden = is_token and not equals
+    return shlex.join(["python", "train.py", *words])
+
+
+def public(value):
+    """Of an absolute path the last name; everything else as it is."""
+    is_path = isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
+    return Path(value).name if is_path else value
 
 
 def _check_output_dir(parser: argparse.ArgumentParser, args: argparse.Namespace):

@@ -1,0 +1,139 @@
+"""What the files of a model folder say, read and checked before a word of a card is written.
+
+Older folders lack some keys of `training_config.json` and `metrics.json`; that is allowed. What is there must be what
+it should be: a broken file is said by its name, and results of another model never come under this model's name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from hub.export import read_json
+from metrics.subsets import METRIC_MODULES, modality_subsets, problem_type, subset_name
+
+PROCESSOR = "processor_config.json"
+TOWERS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """What the files of a model folder say, read and checked.
+
+    Attributes:
+        name: Name of the folder, or of its repository.
+        config: Content of `config.json`.
+        training: Content of `training_config.json`; older ones lack keys.
+        metrics: Content of `metrics.json`; older ones lack keys.
+        processor: Content of `processor_config.json`; empty where the folder has none.
+        labels: Names of the model's outputs, in their order.
+        modalities: Those the model has a tower for, in the order text, image, audio.
+        problem: A problem type of `transformers`.
+        code_files: Names of the Python files that are run by whoever loads the model.
+    """
+
+    name: str
+    config: dict
+    training: dict
+    metrics: dict
+    processor: dict
+    labels: tuple[str, ...]
+    modalities: tuple[str, ...]
+    problem: str
+    code_files: tuple[str, ...]
+
+    @property
+    def everything(self) -> str:
+        """Name of the subset of all modalities."""
+        return subset_name(self.modalities)
+
+
+def read_facts(folder: Path, repo_id: str | None = None) -> FolderFacts:
+    """Read the JSON files of a model folder and check that they are what a card needs."""
+    config, training, metrics = (
+        _existing(folder, name) for name in ("config.json", "training_config.json", "metrics.json")
+    )
+    processor = _existing(folder, PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+    modalities = tuple(name for name, field in TOWERS.items() if config.get(field))
+    if config.get("model_type") != "mmfusion" or not modalities:
+        raise ValueError(
+            f"`{folder / 'config.json'}` is not of an MMFusion model: give a folder that `train.py` wrote."
+        )
+    labels = _label_names(folder, config)
+    problem = problem_type(SimpleNamespace(problem_type=config.get("problem_type"), num_labels=len(labels)))
+    _check_training(folder / "training_config.json", training)
+    _check_metrics(folder / "metrics.json", metrics, modalities, problem)
+    if len(metrics.get("confusion_matrix", labels)) != len(labels):
+        raise ValueError(f"`{folder / 'metrics.json'}`: `confusion_matrix` is not of the {len(labels)} labels.")
+    return FolderFacts(
+        name=repo_id.split("/")[-1] if repo_id else folder.resolve().name,
+        config=config,
+        training=training,
+        metrics=metrics,
+        processor=processor,
+        labels=labels,
+        modalities=modalities,
+        problem=problem,
+        code_files=_code_files(folder, config, processor),
+    )
+
+
+def _existing(folder: Path, name: str) -> dict:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"`{folder / name}` is not there: a card needs it. Give a folder that `train.py` wrote."
+        )
+    return read_json(folder, name)
+
+
+def _code_files(folder: Path, config: dict, processor: dict) -> tuple[str, ...]:
+    """The files that the configurations name, and those beside them that these import, however far."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    named = [*(config.get("auto_map") or {}).values(), *(processor.get("auto_map") or {}).values()]
+    named += [task["impl"] for task in (config.get("custom_pipelines") or {}).values()]
+    files = {folder / f"{str(name).split('--')[-1].split('.')[0]}.py" for name in named}
+    imported = {Path(name) for file in files if file.is_file() for name in get_relative_import_files(file)}
+    return tuple(sorted(file.name for file in files | imported))
+
+
+def _label_names(folder: Path, config: dict) -> tuple[str, ...]:
+    id2label = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # `transformers` leaves its default out
+    if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
+        raise ValueError(f"`{folder / 'config.json'}`: `id2label` is no object of numbers and names.")
+    return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+
+
+def _check_training(path: Path, training: dict):
+    parts = {name: training.get(name) or {} for name in ("arguments", "base_models", "data", "versions")}
+    if _is_dict(parts["data"]):
+        parts |= {f"data.{name}": part for name, part in parts["data"].items()}
+    for name, part in parts.items():
+        if not _is_dict(part):
+            raise ValueError(f"`{path}`: `{name}` is {part!r:.60}, not an object: let `train.py` write the file.")
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _check_metrics(path: Path, metrics: dict, modalities: Sequence[str], problem: str):
+    """Refuse results of something else than this model: a card must not show them under its name."""
+    subsets = [subset_name(subset) for subset in modality_subsets(modalities)]
+    decides = METRIC_MODULES[problem][1]
+    for part in (metrics, metrics["complete_rows"]) if "complete_rows" in metrics else (metrics,):
+        found = part.get("metrics") if _is_dict(part) else None
+        if not _is_dict(found) or set(found) != set(subsets) or not _is_number(part.get("num_rows")):
+            raise ValueError(
+                f"`{path}` does not hold `num_rows` and `metrics` of the subsets {', '.join(subsets)}, which this "
+                "model can read: let `train.py` or `evaluation.py --output_file` write it."
+            )
+        for name, row in found.items():
+            if not _is_dict(row) or not _is_number(row.get(decides)):
+                raise ValueError(f"`{path}` has no `{decides}` of `{name}`: a {problem} model is judged by it.")
+            if bad := [key for key, value in row.items() if value is not None and not _is_number(value)]:
+                raise ValueError(f"`{path}`: `{bad[0]}` of `{name}` is {row[bad[0]]!r:.60}, not a number.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,84 @@
+"""Going on from a whole model, one's own or the Hub's: its towers, its fusion and, for the same labels, its head.
+
+The classes are those of this repository and only weights and settings are read, so no code of the model's folder runs.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from configuration_mmfusion import MMFusionConfig
+from modeling_mmfusion import MMFusionForSequenceClassification
+from processing_mmfusion import MMFusionProcessor
+
+
+def load_config(name: str, revision: str | None = None) -> MMFusionConfig:
+    """The architecture of a model that the training goes on from.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no such model on the Hub.
+        ValueError: It is no MMFusion model.
+    """
+    is_path = name.count("/") > 1 or name.startswith((".", "~", "/")) or Path(name).exists()
+    if is_path and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"--model_name_or_path {name}: there is no such folder, or it has no `config.json`")
+    try:
+        settings, _ = MMFusionConfig.get_config_dict(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"--model_name_or_path {name} cannot be had: {_first_line(error)}") from error
+    if settings.get("model_type") != "mmfusion":
+        raise ValueError(
+            f"--model_name_or_path {name}: a `{settings.get('model_type')}` model; give an MMFusion model that "
+            "train.py wrote. A single tower goes to --text_model_name_or_path and its like"
+        )
+    return MMFusionConfig.from_dict(settings)
+
+
+def load_processor(name: str, revision: str | None = None) -> MMFusionProcessor:
+    """What prepares the inputs of that model."""
+    try:
+        return MMFusionProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_name_or_path {name}: no processor can be had ({_first_line(error)})") from error
+
+
+def load_classifier(
+    name: str, revision: str | None, labels, *, dropout: float, modality_dropout: float
+) -> MMFusionForSequenceClassification:
+    """The model with the labels of the new table; its head is kept where these are the old ones, else made anew.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Commit, tag or branch on the Hub.
+        labels: A `data.LabelMap`.
+        dropout: Of the fusion, in this training.
+        modality_dropout: As `config.modality_dropout`, in this training.
+
+    Raises:
+        ValueError: The weights are not whole.
+    """
+    config = load_config(name, revision)
+    keeps_head = (config.id2label, config.problem_type) == (labels.id2label, labels.problem_type)
+    config.id2label, config.label2id, config.problem_type = labels.id2label, labels.label2id, labels.problem_type
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    config.modality_dropout = modality_dropout
+    try:
+        model, info = MMFusionForSequenceClassification.from_pretrained(
+            name, revision=revision, config=config, use_safetensors=True, ignore_mismatched_sizes=not keeps_head,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: the weights cannot be loaded ({_first_line(error)})"
+        ) from error
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("classifier.")):
+        raise ValueError(f"--model_name_or_path {name}: the weights are not whole, `{missing[0]}` is missing")
+    if not keeps_head:
+        torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
+        torch.nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,112 @@
+"""Where a training starts: with new towers and a new fusion, or with a whole model to go on from."""
+
+from training.arguments import refuse_idle_towers
+from training.optimization import tower_learning_rate
+from training.towers import BASE, Towers, make_towers
+
+
+def choose_start(args) -> "NewModel | GivenModel":
+    """What `--model_name_or_path` asks for; a wrong name is told before any row is read."""
+    return NewModel(args) if args.model_name_or_path is None else GivenModel(args)
+
+
+class NewModel:
+    """Towers by `--preset` or by name, and around them a fusion that knows nothing yet."""
+
+    origin = "from scratch"
+
+    def __init__(self, args):
+        self.args = args
+
+    def reads(self, modality: str) -> bool:
+        """Whether the model shall have this modality, where the table has it."""
+        return self.tower_name(modality) != "none"
+
+    def towers(self, rows) -> Towers:
+        """The towers for the modalities of the training rows; a tiny text tower learns its vocabulary from these."""
+        args, modalities = self.args, rows.modalities
+        refuse_idle_towers(args, rows.name, modalities)
+        return make_towers(
+            modalities,
+            {modality: self.tower_name(modality) for modality in modalities},
+            texts=rows.texts() if "text" in modalities else (),
+            vocab_size=args.vocab_size,
+            image_size=args.image_size,
+            sampling_rate=args.sampling_rate,
+            max_text_length=args.max_text_length,
+            max_audio_seconds=args.max_audio_seconds,
+            mask_time_prob=args.mask_time_prob,
+            mask_feature_prob=args.mask_feature_prob,
+        )
+
+    def model(self, towers: Towers, labels):
+        """The classifier around the towers."""
+        from modeling_mmfusion import MMFusionForSequenceClassification
+
+        args = self.args
+        hidden_size = args.fusion_hidden_size or {"tiny": 128, "base": 512}[args.preset]
+        model = MMFusionForSequenceClassification.from_encoders(
+            **towers.encoders,
+            id2label=labels.id2label,
+            label2id=labels.label2id,
+            problem_type=labels.problem_type,
+            hidden_size=hidden_size,
+            intermediate_size=4 * hidden_size,
+            num_hidden_layers=args.num_fusion_layers,
+            num_fusion_queries=args.num_fusion_queries,
+            hidden_dropout_prob=args.hidden_dropout_prob,
+            attention_probs_dropout_prob=args.hidden_dropout_prob,
+            modality_dropout=args.modality_dropout,
+        )
+        return prepared(args, model, towers)
+
+    def tower_name(self, modality: str) -> str | None:
+        """Where the tower comes from: a name, `none` (no tower), or None (a tiny one from scratch)."""
+        given = getattr(self.args, f"{modality}_model_name_or_path")
+        return given if given is not None or self.args.preset == "tiny" else BASE[modality]
+
+
+class GivenModel:
+    """A model that was trained before, with the labels of the new table."""
+
+    def __init__(self, args):
+        from training.continuing import load_config
+
+        self.args, self.origin = args, args.model_name_or_path
+        self.config = load_config(args.model_name_or_path, args.model_revision)
+
+    def reads(self, modality: str) -> bool:
+        return modality in self.config.modalities
+
+    def towers(self, rows) -> Towers:
+        """What prepares the model's inputs; its towers come with it."""
+        from training.continuing import load_processor
+
+        name = self.args.model_name_or_path
+        processor = load_processor(name, self.args.model_revision)
+        return Towers(encoders={}, processor=processor, pretrained=dict.fromkeys(self.config.modalities, name))
+
+    def model(self, towers: Towers, labels):
+        """The model whole, its head anew where the labels are new."""
+        from modeling_mmfusion import TOWERS
+        from training.continuing import load_classifier
+
+        args = self.args
+        model = load_classifier(
+            args.model_name_or_path, args.model_revision, labels,
+            dropout=args.hidden_dropout_prob, modality_dropout=args.modality_dropout,
+        )  # fmt: skip
+        towers.encoders |= {m: getattr(model.mmfusion, TOWERS[m]) for m in self.config.modalities}
+        return prepared(args, model, towers)
+
+
+def prepared(args, model, towers: Towers):
+    """The model as it is trained: a tower whose learning rate is 0 is frozen."""
+    from modeling_mmfusion import TOWERS
+
+    for modality in towers.encoders:
+        if tower_learning_rate(args, modality, towers) == 0:
+            getattr(model.mmfusion, TOWERS[modality]).requires_grad_(False)
+    if args.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
