@@ -6,11 +6,13 @@ OUT := outputs
 # On few cores, threads that spin for one another cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test test-slow test-upstream bench lint format clean
+.PHONY: help demo app test test-slow test-upstream bench lint format clean
 
 help:
 	@echo "make demo           train on the embedded demo set, evaluate, predict one sample"
-	@echo "make test           the tests (offline, about 3 minutes)"
+	@echo "make app            the page and the HTTP API on the demo model, at http://127.0.0.1:7860"
+	@echo "make test           the tests (offline)"
+	@echo "make test-slow      those that take minutes: a Space in a fresh environment, and the like"
 	@echo "make test-upstream  transformers' own common tests on our classes (fetches its source distribution)"
 	@echo "make bench          speed and memory of the demo model"
 	@echo "make format         ruff, both ways"
@@ -41,13 +43,16 @@ demo: $(OUT)/demo
 		--image $$(ls $(OUT)/demo_data/images/test-*.png | head -n 1)
 
 test: $(VENV)/.installed-dev
-	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
 test-upstream: $(VENV)/.installed-upstream
 	$(TEST_ENV) $(PY) -m pytest -n 2 tests/upstream
+
+app: $(OUT)/demo
+	$(PY) app.py --model $(OUT)/demo
 
 bench: $(OUT)/demo
 	$(PY) benchmarks/inference.py $(OUT)/demo

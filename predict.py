@@ -196,12 +196,20 @@ def explain_table(classify, loader, label: str | None) -> tuple["np.ndarray", di
 
 def kept_columns(args: argparse.Namespace, table) -> "pa.Table":
     """Give all columns of the source for the rows of the table, without media that lie in it as bytes or arrays."""
+    import pyarrow as pa
+
     from data.reading import open_source
+    from data.table import is_label, named_labels
 
     source = open_source(args.data_file, split=args.split, config_name=args.dataset_config_name)
     rows = source.load(source.column_names).select(table.rows)
     heavy = [field.name for field in rows.data.schema if holds_media(field.type)]
-    return rows.remove_columns(heavy).with_format("arrow")[:].replace_schema_metadata(None)
+    kept = rows.remove_columns(heavy).with_format("arrow")[:].replace_schema_metadata(None)
+    for name, feature in rows.remove_columns(heavy).features.items():
+        if is_label(feature):  # a person reads names, not numbers
+            values = pa.array(named_labels(kept[name].to_pylist(), feature))
+            kept = kept.set_column(kept.column_names.index(name), name, values)
+    return kept
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ the columns into memory from its cache on disk: pictures and sounds that lie in 
 import csv
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,7 @@ def _csv_header(path: Path, delimiter: str) -> list[str]:
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(
             f"`{path}` has more than one column named {', '.join(f'`{name}`' for name in twice)}. Rename one of them."
@@ -237,6 +238,10 @@ def _parse_json(path: Path, line: int | None, text: str) -> Any:
         raise ValueError(
             f"`{path}`, line {line or error.lineno}: not valid JSON ({error.msg}, column {error.colno}). "
             "Write one JSON object per line."
+        ) from None
+    except RecursionError:
+        raise ValueError(
+            f"`{path}`, line {line or 1}: lists or objects are nested too deeply. Write one flat object per line."
         ) from None
 
 

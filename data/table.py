@@ -346,13 +346,18 @@ def content(value: Any) -> Any:
     return value.get("path") if value.get("bytes") is None else value["bytes"]
 
 
-def named_labels(values: Sequence[Any], feature: Any) -> list[Any]:
-    """Label cells with names in place of the numbers of a ClassLabel."""
+def is_label(feature: Any) -> bool:
+    """Whether a column holds numbers, or lists of numbers, that stand for names."""
     from datasets import ClassLabel
 
-    inner = getattr(feature, "feature", feature)
-    if not isinstance(inner, ClassLabel):
+    return isinstance(getattr(feature, "feature", feature), ClassLabel)
+
+
+def named_labels(values: Sequence[Any], feature: Any) -> list[Any]:
+    """Label cells with names in place of the numbers of a ClassLabel."""
+    if not is_label(feature):
         return list(values)
+    inner = getattr(feature, "feature", feature)
     names = dict(enumerate(inner.names))  # -1, "no label" by convention, has no name
     if inner is feature:
         return [names.get(value) for value in values]

@@ -136,6 +136,7 @@ def test_json_values_keep_their_types(tmp_path):
     ("content", "message"),
     [
         ('{"text": "a"}\n{"text": \n', r"a\.jsonl`, line 2: not valid JSON"),
+        ('{"text": "a"}\n{"text": ' + "[" * 200_000, r"a\.jsonl`, line 2: lists or objects are nested too deeply"),
         ('{"text": "a"}\n["b"]\n', r"line 2: \['b'\] is not an object"),
         ('{"text": "a", "text": "b"}\n', "more than one column named `text`"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "`label`: row 1 holds a number and row 2 a str"),

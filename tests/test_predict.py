@@ -110,6 +110,17 @@ def test_embedded_media_do_not_travel_into_the_output(folder, table, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").column_names[:2] == ["id", "prediction"]
 
 
+def test_numbers_that_stand_for_names_are_written_as_names(folder, tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "kind": ClassLabel(names=["ant", "bee"])})
+    rows = Dataset.from_dict({"text": ["a small animal", "loud"], "kind": [1, None]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    call = [str(folder), "--data_file", str(tmp_path / "rows.parquet"), "--output_file", str(tmp_path / "out.parquet")]
+    assert predict.main(call) == 0
+    assert pq.read_table(tmp_path / "out.parquet")["kind"].to_pylist() == ["bee", None]
+
+
 def test_csv_output_cannot_start_a_formula(folder, tmp_path):
     table = make_table(tmp_path / "table", num_rows=2, label=lambda row: "=cmd|'/c calc'!A0" if row == 1 else "-0.5")
     output = tmp_path / "scored.csv"

@@ -17,7 +17,8 @@ def commands() -> list[str]:
     blocks = [*re.findall(r"```bash\n(.*?)```", README, re.DOTALL), (ROOT / "Makefile").read_text(encoding="utf-8")]
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = [
-        re.search(r"(?:python|\$\(PY\)) ((?:train|evaluation|predict|benchmarks/inference)\.py .*)", x) for x in lines
+        re.search(r"(?:python|\$\(PY\)) ((?:train|evaluation|predict|push_to_hub|app|benchmarks/\w+)\.py .*)", x)
+        for x in lines
     ]
     return [re.sub(r"\s#.*", "", match[1]) for match in found if match]
 
@@ -29,7 +30,8 @@ def test_a_command_of_the_readme_has_flags_that_exist(command, monkeypatch, tmp_
     arguments = list(itertools.takewhile(lambda word: word not in ("|", ">"), arguments))
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     texts = {"description": "", "epilog": ""} if script == "train.py" else {}
-    assert module.parse_args([word for word in arguments if word != "…"], **texts)
+    read = module.parse_options if script == "app.py" else module.parse_args
+    assert read([word for word in arguments if word != "…"], **texts)
 
 
 def test_the_files_that_the_readme_lists_are_there():
