@@ -481,7 +481,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return output.last_hidden_state, mask
 
     def _encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
+        is_alone = self.vision_encoder.training and not torch.compiler.is_compiling() and len(pixel_values) == 1
+        if is_alone:
+            self.vision_encoder.eval()
         output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype), return_dict=True)
+        if is_alone:
+            self.vision_encoder.train()
         hidden = output.last_hidden_state  # (P, T, C) or (P, C, H, W)
         num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2] * hidden.shape[3]
         return hidden, torch.ones(hidden.shape[0], num_tokens, dtype=torch.bool, device=hidden.device)

@@ -23,7 +23,7 @@ HEAVY = {
 }  # fmt: skip
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
-MAX_LINES_OF = {"modeling_mmfusion.py": 800, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
+MAX_LINES_OF = {"modeling_mmfusion.py": 810, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
 
 
 def python_files(*folders: str) -> list[Path]:

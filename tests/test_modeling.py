@@ -738,3 +738,14 @@ def test_a_feature_map_and_its_mirror_are_told_apart():
     mirrored = projector(hidden.flip(-1)).unflatten(1, (2, 3)).flip(2).flatten(1, 2)
     assert tokens.shape == (1, 6, 32)
     assert (tokens - mirrored).abs().max() > 0.1
+
+
+def test_a_lone_picture_of_one_pixel_after_the_resnet_can_be_trained_on():
+    model = make_model(model_config(vision_config=resnet_config(hidden_sizes=[8, 20], downsample_in_first_stage=True)))
+    inputs = make_inputs(rows=3, mixed=False)
+    inputs["pixel_values"] = inputs["pixel_values"][..., :8, :8]
+    inputs["modality_mask"] = torch.tensor([[1, 0, 1], [1, 1, 1], [1, 0, 1]])
+    model.train()
+    model(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert model.mmfusion.vision_encoder.training
+    assert all(module.training for module in model.mmfusion.vision_encoder.modules())
