@@ -57,6 +57,10 @@ def test_a_folder_is_published_whole_with_card_and_pictures(source, target):
     refuse_leaks(target)
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(published):
+    assert (published / "model.safetensors").stat().st_mode == (published / "config.json").stat().st_mode
+
+
 def test_what_is_not_on_the_list_stays_here_and_is_named(source, target):
     for name in (".env", "token.txt", "log.csv", "notes.md", "evil.py"):
         (source / name).write_text("HF_TOKEN=hf_" + "a" * 34)

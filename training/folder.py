@@ -55,6 +55,8 @@ def save_model_folder(
             model.save_pretrained(partial)
         except SafetensorError as error:  # how a full disk shows itself here
             raise OSError(f"the weights cannot be written to `{folder}`: {error}") from error
+        for weights in partial.glob("*.safetensors"):  # safetensors makes them unreadable for other users
+            weights.chmod((partial / "config.json").stat().st_mode)
         processor.save_pretrained(partial)
         for file in PIPELINE_FILES:
             shutil.copyfile(file, partial / file.name)
