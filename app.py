@@ -1,0 +1,43 @@
+"""Serve a model: a page to try it, and an HTTP API.
+
+    python app.py --model outputs/demo                    # a folder that train.py wrote
+    python app.py --model user/name --revision 1a2b3c4    # from the Hub, pinned
+    python app.py                                         # a small model, trained on the demo set at the first start
+
+On a Space the same settings come from variables (MMFUSION_MODEL, MMFUSION_REVISION), and a private model is read with
+the secret HF_TOKEN.
+"""
+
+import os
+import sys
+
+from cli.arguments import exit_code
+from space.options import Options, parse_options
+
+
+def serve(options: Options) -> None:
+    """Load, then listen: what cannot answer does not open a port.
+
+    Raises:
+        ValueError, OSError: The port is taken, the model is not there or not whole, or the accelerator failed.
+    """
+    # Read whenever Gradio has something to report, so it is set for the whole process.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from cli.loading import load_pipeline
+    from space.demo_model import cached_demo_model
+    from space.server import DrainingServer, bound_socket, make_app
+    from space.service import Service
+
+    with bound_socket(options.host, options.port) as listener:
+        name = options.model or str(cached_demo_model())
+        print(f"loading {name}", flush=True)
+        service = Service(load_pipeline(name, revision=options.revision, device=options.device), options)
+        DrainingServer(make_app(service, options, name), service, options).run_on(listener)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code(serve, parse_options(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

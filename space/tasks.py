@@ -1,0 +1,84 @@
+"""What the served model can be asked. A task takes opened samples and gives one answer each; towers run once a batch.
+
+The service calls a task with as many samples as are waiting, from one thread; a task need not think of errors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from space.errors import Refusal
+
+Sample = dict[str, Any]
+
+
+def predict(pipeline, samples: list[Sample]) -> list[list[dict]]:
+    """Give all labels with their scores, best first: what the pipeline says of each sample alone."""
+    logits = pipeline.forward(model_inputs(pipeline, samples))["logits"]
+    return [pipeline.postprocess({"logits": row[None]}) for row in logits]
+
+
+def embed(pipeline, samples: list[Sample]) -> list[dict[str, list[float]]]:
+    """Give unit vectors of one space: "fused", and one of each modality that the sample has."""
+    import torch
+
+    base = pipeline.model.base_model
+    inputs = {name: value.to(pipeline.model.device) for name, value in model_inputs(pipeline, samples).items()}
+    with torch.inference_mode():
+        encoded = base.encode(**inputs)
+        presence = encoded.modality_mask
+        columns = {"fused": [1, 1, 1], "text": [1, 0, 0], "image": [0, 1, 0], "audio": [0, 0, 1]}
+        vectors = {
+            name: unit(base.fuse(encoded, torch.tensor([keep] * len(samples))).pooler_output)
+            for name, keep in columns.items()
+        }
+    has = {"fused": [True] * len(samples), **dict(zip(("text", "image", "audio"), presence.T.tolist(), strict=True))}
+    return [
+        {name: vectors[name][row].tolist() for name in columns if has[name][row]} for row in range(len(samples))
+    ]  # fmt: skip
+
+
+def explain(pipeline, samples: list[Sample], **options: Any) -> list[dict]:
+    """Give what decided, as the pipeline tells it; see its `explain`."""
+    try:
+        return pipeline.explain(samples, **options)
+    except ImportError as error:
+        raise Refusal("not_supported", f"this server cannot explain: {error}.") from None
+
+
+def can_explain(pipeline) -> bool:
+    return hasattr(pipeline, "explain")
+
+
+def model_inputs(pipeline, samples: list[Sample]) -> dict[str, Any]:
+    """Run the processor over a batch of opened samples."""
+    cells = [pipeline.preprocess(sample) for sample in samples]
+    columns = {name: [cell[name] for cell in cells] for name in ("text", "images", "audio")}
+    processor = pipeline.processor
+    return dict(processor(**columns, sampling_rate=processor.audio_sampling_rate, return_tensors="pt"))
+
+
+def unit(vectors):
+    import torch
+
+    vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
+    if not torch.isfinite(vectors).all():
+        raise ValueError("the model gave a vector with NaN or infinite numbers; its weights are damaged or overflow")
+    return vectors
+
+
+def warm_up_sample(processor) -> Sample:
+    """Give a sample with everything that the model reads: a word, a black square, a quarter second of silence."""
+    import numpy as np
+    from PIL import Image
+
+    rate = processor.audio_sampling_rate or 0
+    sample = {
+        "text": "warm up",
+        "image": Image.new("RGB", (32, 32)),
+        "audio": {"array": np.zeros(rate // 4, np.float32), "sampling_rate": rate},
+    }
+    return {name: sample[name] for name in processor.modalities}
+
+
+TASKS: dict[str, Callable[..., list]] = {"predict": predict, "embed": embed, "explain": explain}
+SLOW_TASKS = ("explain",)
