@@ -64,7 +64,8 @@ def files_to_publish(source: Path) -> list[str]:
         raise FileNotFoundError(f"the model folder `{source}` {what}: give a folder that `train.py` wrote.")
     _refuse_pickles(source)
     config = _checked_config(source)
-    code = _code_of(source, config)
+    has_processor = (source / "processor_config.json").is_file()
+    code = code_files(source, config, read_json(source, "processor_config.json") if has_processor else {})
     present = {path.name for path in source.iterdir() if path.is_file()}
     allowed = (*WEIGHTS, *TOKENIZER, *SETTINGS, *code)
     missing = [*SETTINGS, *code, *_weights_of(source)]
@@ -126,11 +127,15 @@ def _checked_config(source: Path) -> dict:
     return config
 
 
-def _code_of(source: Path, config: dict) -> set[str]:
-    """Names of the Python files that are run by whoever loads the model, and of those that these import."""
-    named = [*config["auto_map"].values(), *(task["impl"] for task in config["custom_pipelines"].values())]
-    if (source / "processor_config.json").is_file():
-        named += (read_json(source, "processor_config.json").get("auto_map") or {}).values()
+def code_files(source: Path, config: dict, processor: dict) -> set[str]:
+    """Names of the Python files that are run by whoever loads the model, and of those that these import.
+
+    Args:
+        source: The model folder.
+        config, processor: What `config.json` and `processor_config.json` hold.
+    """
+    named = [*(config.get("auto_map") or {}).values(), *(processor.get("auto_map") or {}).values()]
+    named += [task["impl"] for task in (config.get("custom_pipelines") or {}).values()]
     return set().union(*(_with_imports(source, str(name).split("--")[-1].split(".")[0]) for name in named))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from hub.export import read_json
+from hub.export import code_files, read_json
 from metrics.subsets import METRIC_MODULES, modality_subsets, problem_type, subset_name
 
 PROCESSOR = "processor_config.json"
@@ -74,7 +74,7 @@ def read_facts(folder: Path, repo_id: str | None = None) -> FolderFacts:
         labels=labels,
         modalities=modalities,
         problem=problem,
-        code_files=_code_files(folder, config, processor),
+        code_files=tuple(sorted(code_files(folder, config, processor))),
     )
 
 
@@ -84,17 +84,6 @@ def _existing(folder: Path, name: str) -> dict:
             f"`{folder / name}` is not there: a card needs it. Give a folder that `train.py` wrote."
         )
     return read_json(folder, name)
-
-
-def _code_files(folder: Path, config: dict, processor: dict) -> tuple[str, ...]:
-    """The files that the configurations name, and those beside them that these import, however far."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
-    named = [*(config.get("auto_map") or {}).values(), *(processor.get("auto_map") or {}).values()]
-    named += [task["impl"] for task in (config.get("custom_pipelines") or {}).values()]
-    files = {folder / f"{str(name).split('--')[-1].split('.')[0]}.py" for name in named}
-    imported = {Path(name) for file in files if file.is_file() for name in get_relative_import_files(file)}
-    return tuple(sorted(file.name for file in files | imported))
 
 
 def _label_names(folder: Path, config: dict) -> tuple[str, ...]:

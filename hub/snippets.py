@@ -55,6 +55,11 @@ def _pipeline(facts: "FolderFacts", where: list[str]) -> str:
     ]
     if len(facts.modalities) > 1:
         lines.append(f'classify({{"{alone[0]}": {alone[2]}}})  # the others are absent')
+    if len(facts.modalities) > 1 and "explanation_mmfusion.py" in facts.code_files:
+        lines += [
+            f"why = classify.explain({{{sample}}}, details=False)",
+            'print(why["modalities"])  # which of them decided: exact Shapley values',
+        ]
     return "\n".join(lines)
 
 

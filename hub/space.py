@@ -26,7 +26,7 @@ REPLACES = ("*.py", "README.md", "requirements.txt", "space/*")
 HARDWARE = "cpu-basic"
 
 
-def export_space(folder: Path, *, model_id: str, title: str, hardware: str = HARDWARE, license: str | None = None):
+def export_space(folder: Path, *, model_id: str, title: str, hardware: str = HARDWARE):
     """Fill an empty folder with the files of a Space.
 
     Args:
@@ -34,17 +34,16 @@ def export_space(folder: Path, *, model_id: str, title: str, hardware: str = HAR
         model_id: The model that it shows first, for the page that describes it; the variables decide at run time.
         title: Of the page.
         hardware: What the Hub suggests to those who copy the Space.
-        license: Of the Space; None states none.
     """
     for path in files_of_app():
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
-    (folder / "README.md").write_text(space_card(model_id, title, hardware, license), encoding="utf-8")
+    (folder / "README.md").write_text(space_card(model_id, title, hardware), encoding="utf-8")
 
 
-def space_card(model_id: str, title: str, hardware: str, license: str | None = None) -> str:
+def space_card(model_id: str, title: str, hardware: str) -> str:
     """The README of the Space: the settings that the Hub reads, and words for people."""
     from huggingface_hub import SpaceCardData, constants
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -61,7 +60,6 @@ def space_card(model_id: str, title: str, hardware: str, license: str | None = N
         models=[model_id],
         suggested_hardware=hardware,
         short_description="Text, picture and sound, any of them: what is it?",
-        license=license,
         tags=["multimodal", "mmfusion"],
     )
     templates = Environment(
