@@ -26,6 +26,7 @@ _HOMES = {
     "stream_of": "streaming",
     "Collator": "batches",
     "FusionDataset": "batches",
+    "diagnose": "doctor",
     "make_demo": "demo",
 }
 
