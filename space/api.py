@@ -27,8 +27,9 @@ TopK = Annotated[int | None, Query(ge=1, le=1_000_000, description="labels to gi
 LARGE_BODY_BYTES = 256 * 1024
 SAMPLE_ERRORS = (
     "nothing_given", "wrong_type", "unknown_field", "not_a_file", "modality_not_supported", "image_unreadable",
-    "audio_unreadable", "bad_parameter", "text_too_long", "audio_too_long", "body_too_large", "bad_json", "bad_form",
-    "unsupported_media_type", "unauthorized", "overloaded", "timeout", "draining", "internal_error",
+    "audio_unreadable", "bad_parameter", "text_too_long", "audio_too_long", "body_too_large", "body_too_slow",
+    "bad_json", "bad_form", "unsupported_media_type", "unauthorized", "overloaded", "timeout", "draining",
+    "internal_error",
 )  # fmt: skip
 
 
@@ -91,9 +92,12 @@ def add_explain(router: APIRouter, service: Service, options: Options, labels: l
         label: Annotated[str | None, Query(description="the label to explain; by default the best one")] = None,
         details: Annotated[bool, Query(description="whether to look inside each modality, which takes longer")] = True,
         method: Annotated[
-            Literal["integrated_gradients", "attention"],
-            Query(description="of the details: signed shares of the score, or where the model looked"),
-        ] = "integrated_gradients",
+            Literal["integrated_gradients", "attention"] | None,
+            Query(
+                description="of the details: signed shares of the score, or where the model looked; by default "
+                "the first, where the server can"
+            ),
+        ] = None,
         num_steps: Annotated[
             int, Query(ge=1, le=256, description="steps of integrated gradients; more is finer, and slower")
         ] = 32,
@@ -104,12 +108,13 @@ def add_explain(router: APIRouter, service: Service, options: Options, labels: l
         if label is not None and label not in labels:
             raise BadInput("bad_parameter", f"`label` is {shown(label)}, which the model does not know.")
         given = await read_one(request, options)
-        asked = {"label": label, "details": details, "method": method, "num_steps": num_steps}
+        asked = {"label": label, "details": details}
+        asked |= {"method": method, "num_steps": num_steps} if details else {}  # the same questions share a call
         return answered(request, explanation=await service.ask(given, "explain", **asked))
 
 
 def add_description(router: APIRouter, info: dict[str, Any]) -> None:
-    errors = schemas.error_responses("unauthorized")
+    errors = schemas.error_responses("unauthorized", "internal_error")
 
     @router.get(
         "/v1/model", summary="Describe the model", responses={200: {"model": schemas.ModelInfo}, **errors}
@@ -142,7 +147,7 @@ def add_operations(router: APIRouter, service: Service) -> None:
 
     @router.get("/metrics", summary="Numbers for Prometheus", responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "exposition format"},
-        **schemas.error_responses("unauthorized"),
+        **schemas.error_responses("unauthorized", "internal_error"),
     })  # fmt: skip
     async def metrics() -> Response:
         text, content_type = service.telemetry.exposition()
@@ -150,19 +155,19 @@ def add_operations(router: APIRouter, service: Service) -> None:
 
 
 def close_api(router: APIRouter) -> None:
-    """Add the end of `/v1`: behind it stands the page, which would answer a mistyped address with HTML."""
+    """Add the end of the API: behind it stands the page, which would answer a mistyped address with HTML."""
+    known = {route.path: ", ".join(sorted(route.methods)) for route in router.routes}
 
-    @router.api_route(
-        "/v1/{rest:path}", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False
-    )
-    async def unknown(request: Request, rest: str) -> Response:
-        known = {route.path: route.methods for route in router.routes if hasattr(route, "methods")}
-        path = f"/v1/{rest}"
-        if path in known:
-            allowed = ", ".join(sorted(known[path]))
-            refusal = Refusal("method_not_allowed", f"`{path}` does not take {request.method}: use {allowed}.")
-            return refused(request, refusal, {"Allow": allowed})
-        raise Refusal("not_found", f"there is nothing at {shown(path)}: see /docs.")
+    async def unknown(request: Request) -> Response:
+        path = request.scope["path"]
+        if path not in known:
+            raise Refusal("not_found", f"there is nothing at {shown(path)}: see /docs.")
+        told = f"`{path}` does not take {shown(request.method)}: use {known[path]}."
+        return refused(request, Refusal("method_not_allowed", told), {"Allow": known[path]})
+
+    for path in [*known, "/v1/{rest:path}"]:
+        router.add_route(path, unknown, include_in_schema=False)
+        router.routes[-1].methods = None  # all, those that nobody has thought of yet too
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------

@@ -71,14 +71,14 @@ def open_upload(upload: Path, folder: Path, limits: ArchiveLimits | None = None)
     suffix = upload.suffix.lower()
     if suffix == ".zip":
         if not begins_like_zip:
-            raise BadInput("wrong_type", f"`{upload.name}` is no zip, whatever its name says: pack it again.")
+            raise BadInput("bad_archive", f"`{upload.name}` is no zip, whatever its name says: pack it again.")
         unpack(upload, folder, limits)
         return the_table(upload.name, folder, limits)
     if suffix not in TABLE_SUFFIXES:
-        raise BadInput("wrong_type", f"`{upload.name}` is no table: give {what_is_read()}.")
+        raise BadInput("bad_table", f"`{upload.name}` is no table: give {what_is_read()}.")
     if begins_like_zip:
         raise BadInput(
-            "wrong_type", f"`{upload.name}` is a zip or a workbook, no text: name it .zip, or save it as CSV."
+            "bad_table", f"`{upload.name}` is a zip or a workbook, no text: name it .zip, or save it as CSV."
         )
     return checked_size(Path(shutil.copyfile(upload, folder / upload.name)), limits)
 
@@ -107,13 +107,13 @@ def the_table(upload_name: str, folder: Path, limits: ArchiveLimits) -> Path:
         )
         if len(found) > 1:
             names = ", ".join(f"`{path.relative_to(folder)}`" for path in found[:5])
-            raise BadInput("wrong_type", f"`{upload_name}` holds {len(found)} tables ({names}): leave one.")
+            raise BadInput("bad_archive", f"`{upload_name}` holds {len(found)} tables ({names}): leave one.")
         if found:
             return checked_size(found[0], limits)
     others = [path.name for path in sorted(folder.rglob("*")) if path.suffix.lower() in OTHER_TABLE_SUFFIXES]
     hint = f" (`{others[0]}` is not read: save it as CSV)" if others else ""
     raise BadInput(
-        "wrong_type",
+        "bad_archive",
         f"`{upload_name}` holds no table{hint}: put one {' or '.join(TABLE_SUFFIXES)} at its top, beside its files.",
     )
 
@@ -135,7 +135,7 @@ def unpack(upload: Path, folder: Path, limits: ArchiveLimits) -> None:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: a place outside of the file
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput("wrong_type", f"`{upload.name}` is damaged ({reason:.100}): pack it again.") from None
+        raise BadInput("bad_archive", f"`{upload.name}` is damaged ({reason:.100}): pack it again.") from None
 
 
 def refuse_many_entries(upload: Path, limits: ArchiveLimits) -> None:
@@ -196,17 +196,17 @@ def checked_name(name: str, entry: zipfile.ZipInfo) -> PurePosixPath:
     shown = f"`{name}` holds {entry.filename[:100]!r}"
     path = entry.orig_filename.replace("\\", "/")
     if path.startswith("/") or re.match(r"[A-Za-z]:", path) or ".." in path.split("/"):
-        raise BadInput("wrong_type", f"{shown}, which leads out of the zip: nothing of it was used.")
+        raise BadInput("bad_archive", f"{shown}, which leads out of the zip: nothing of it was used.")
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise BadInput("wrong_type", f"{shown}, which is a link or a device: pack plain files.")
+        raise BadInput("bad_archive", f"{shown}, which is a link or a device: pack plain files.")
     if entry.flag_bits & 0x41:
-        raise BadInput("wrong_type", f"{shown}, which is encrypted: pack without a password.")
+        raise BadInput("bad_archive", f"{shown}, which is encrypted: pack without a password.")
     if entry.compress_type not in METHODS:
-        raise BadInput("wrong_type", f"{shown}, which is packed in a rare way: pack with plain zip (deflate).")
+        raise BadInput("bad_archive", f"{shown}, which is packed in a rare way: pack with plain zip (deflate).")
     parts = PurePosixPath(path).parts
     too_long = len(parts) > MAX_DEPTH or any(len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES for part in parts)
     if not parts or too_long or FORBIDDEN_LETTERS.search(path):
-        raise BadInput("wrong_type", f"{shown}, which cannot be the name of a file here: rename it.")
+        raise BadInput("bad_archive", f"{shown}, which cannot be the name of a file here: rename it.")
     return PurePosixPath(*parts)
 
 
@@ -216,7 +216,7 @@ def refuse_clashes(name: str, entries: list[zipfile.ZipInfo]) -> None:
     counts = Counter(paths)
     folders = {parent for path in paths for parent in path.parents}
     if clashing := [path for path in paths if counts[path] > 1 or path in folders]:
-        raise BadInput("wrong_type", f"`{name}` holds {str(clashing[0])[:100]!r} twice: pack it again.")
+        raise BadInput("bad_archive", f"`{name}` holds {str(clashing[0])[:100]!r} twice: pack it again.")
 
 
 def counted_chunks(

@@ -364,7 +364,7 @@ def refuse_large_table(path: Path, limits: BatchLimits) -> None:
             num_columns = len(next(filter(None, reader), []))
             if num_columns > limits.max_columns:
                 told = f"`{path.name}` has {num_columns:,} columns, the limit is {limits.max_columns:,}."
-                raise BadInput("wrong_type", told)
+                raise BadInput("bad_table", told)
             # Of one column, a blank line is an empty cell.
             rows = (cells for cells in reader if cells or num_columns == 1)
             if next(islice(rows, limits.max_rows, None), None) is not None:
@@ -381,7 +381,7 @@ def as_refusals(work: Path) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         told = str(error).replace(f"{work.resolve()}/", "").replace(f"{work}/", "")
-        raise BadInput("wrong_type", told) from None
+        raise BadInput("bad_table", told) from None
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

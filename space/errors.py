@@ -12,7 +12,10 @@ CODES = {
     "audio_unreadable": (422, "no sound, damaged, too short, or NaN"),
     "audio_too_long": (413, "the sound lasts too long"),
     "too_many_rows": (413, "more samples than one batch may have"),
+    "bad_table": (422, "no CSV or TSV table, or one without the columns, or with rows that do not fit its header"),
+    "bad_archive": (422, "the zip is damaged, leads out of itself, is packed in a rare way, or holds no single table"),
     "body_too_large": (413, "the request has too many bytes, files included"),
+    "body_too_slow": (408, "the request did not arrive in time, and was given up"),
     "bad_parameter": (422, "a parameter in the URL has a value that is not allowed"),
     "bad_json": (400, "the body is no JSON, or of another shape"),
     "bad_form": (400, "the body is no multipart form, or has too many parts"),
@@ -24,6 +27,7 @@ CODES = {
     "timeout": (504, "no answer in time"),
     "draining": (503, "the server is about to stop; come again after `Retry-After` seconds"),
     "not_supported": (501, "the served model cannot do this"),
+    "storage_full": (507, "there is no room for what should be stored"),
     "internal_error": (500, "a fault of the server; the log has it under the request id"),
 }
 RETRY_AFTER_SECONDS = {"overloaded": 1, "draining": 5}

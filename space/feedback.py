@@ -237,13 +237,13 @@ class FeedbackStore:
             with self._lock:
                 used = self._usage()
                 if used + size > self.quota.max_folder_bytes:
-                    raise Refusal("not_supported", "there is no room for more feedback: nothing was stored.")
+                    raise Refusal("storage_full", "there is no room for more feedback: nothing was stored.")
                 self._write(row, media, line, TABLE if can_be_learned else VERDICTS)
                 self._note_usage(used + size)
         except Timeout:
             raise Refusal("overloaded", "too much feedback at once: try again in a second.") from None
         except OSError as error:
-            raise Refusal("not_supported", f"feedback cannot be stored now ({error.strerror}).") from error
+            raise Refusal("storage_full", f"feedback cannot be stored now ({error.strerror}).") from error
 
     def _write(self, row: Mapping[str, Any], media: Mapping[str, bytes], line: bytes, table: str) -> None:
         """Write media before the row that names them: a reader never sees a name without its file."""

@@ -1,12 +1,15 @@
-"""What every request passes first: size, token, room, and an id under which faults are logged.
+"""What every request passes first: size, token, room, time, and an id under which faults are logged.
 
 Plain ASGI, because it must see bytes before they are collected: a body is counted while it streams, whatever its
-header promises, and one that is refused is never kept. The gate stands before the page too, whose own limit is for a
-file, not for the request. (FastAPI's `max_body_size` answers in plain text, and cuts off a client that still sends.)
+header promises, and one that is refused is never kept. It has to come in time, too: one that drips in would hold a
+place for ever. The gate stands before the page as well, whose own limit is for a file, not for the request. (FastAPI's
+`max_body_size` answers in plain text, and cuts off a client that still sends.)
 """
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
 import logging
 import re
@@ -31,6 +34,9 @@ OPEN_PATHS = ("/healthz", "/readyz")  # an orchestrator has no token
 PAGE_CALL = re.compile(r"/gradio_api/(?:call|run|api)/(?:v2/)?([^/]+)/?")
 # A client that is still sending does not read the answer. This much is thrown away so that it does.
 DISCARDED_BYTES = 64 * 1024 * 1024
+# A body may take this long, and longer as far as its bytes come at least so fast: a slow line is no reason to refuse.
+BODY_SECONDS = 20.0
+MIN_BODY_BYTES_PER_SECOND = 32 * 1024
 CLIENT_LEFT = 499  # only for the metrics: there is nobody to read it
 
 
@@ -58,6 +64,8 @@ class Gate:
             await Passage(self, scope, receive, send).run()
         finally:
             self.service.num_requests -= counts
+            if counts and scope["path"] not in OPEN_PATHS:
+                self.service.last_request = time.monotonic()
 
     def refusal(self, scope) -> Refusal | None:
         """Say why a request is refused by its head alone."""
@@ -80,6 +88,12 @@ class Gate:
         limit = self.options.max_body_bytes
         return Refusal("body_too_large", f"the request has more than {limit:,} bytes, the limit.")
 
+    def too_slow(self, num_bytes: int) -> Refusal:
+        return Refusal(
+            "body_too_slow",
+            f"only {num_bytes:,} bytes of the request came in {BODY_SECONDS:g} s or more: send all at once, or less.",
+        )
+
     def _has_token(self, header: bytes) -> bool:
         """Compare in constant time with every token; a browser sends it as the password of a Basic login."""
         if not self.options.api_tokens:
@@ -95,50 +109,77 @@ class Passage:
         self.gate, self.scope, self.receive, self.send = gate, scope, receive, send
         self.status = 0  # of the response that has begun
         self.num_bytes = 0
-        self.is_too_large = False
+        self.is_whole = False  # whether all of the body is here
+        self.start = time.perf_counter()
+        self.cut_off: Refusal | None = None  # why the body was not read to its end
 
     async def run(self) -> None:
-        start = time.perf_counter()
         try:
             if refusal := self.gate.refusal(self.scope):
                 await self._refuse(refusal)
             else:
                 await self.gate.app(self.scope, self._counted_receive, self._guarded_send)
-        except TooLarge:
-            await self._refuse(self.gate.too_large())
+        except CutOff:
+            await self._refuse(self.cut_off)
         except ClientDisconnect:
             self.status = self.status or CLIENT_LEFT
         except Exception:  # the last place where a fault can be told to the log and kept from the client
             log.exception("request %s to %s failed", self.scope["state"]["request_id"], self.scope["path"])
             await self._refuse(internal_error())
         finally:
-            self._count(time.perf_counter() - start)
+            self._count(time.perf_counter() - self.start)
 
     async def _counted_receive(self):
-        message = await self.receive()
-        self.num_bytes += len(message.get("body", b""))
+        if self.is_whole:  # what comes now is that the client has left
+            return await self.receive()
+        try:
+            message = await self._piece()
+        except TimeoutError:
+            self.cut_off = self.gate.too_slow(self.num_bytes)
+            raise CutOff from None
         if self.num_bytes > self.gate.options.max_body_bytes:
-            self.is_too_large = True
-            raise TooLarge
+            self.cut_off = self.gate.too_large()
+            raise CutOff
+        return message
+
+    async def _piece(self):
+        """Give the next piece of the body.
+
+        Raises:
+            TimeoutError: It did not come in time.
+        """
+        seconds = BODY_SECONDS + self.num_bytes / MIN_BODY_BYTES_PER_SECOND - (time.perf_counter() - self.start)
+        async with asyncio.timeout(seconds):
+            message = await self.receive()
+        self.num_bytes += len(message.get("body", b""))
+        self.is_whole = not message.get("more_body")
         return message
 
     async def _guarded_send(self, message):
         """Pass an answer on; what an app makes of a body that was cut off is not its answer."""
-        if self.is_too_large and not self.status:
-            raise TooLarge
+        if self.cut_off and not self.status:
+            raise CutOff
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", []), (b"x-request-id", self._id().encode())]
+            message["headers"] = [*message.get("headers", []), *self._own_headers()]
         await self.send(message)
+
+    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        """Give what every answer has: its id, and while the server stops a word to go elsewhere with the next one."""
+        # Where a client still sends, closing would keep it from reading the answer.
+        ends = self.gate.service.is_draining and (self.is_whole or self.scope["method"] == "GET")
+        return [(b"x-request-id", self._id().encode()), *([(b"connection", b"close")] if ends else [])]
 
     async def _refuse(self, refusal: Refusal) -> None:
         if self.status:  # it is too late: the connection ends in the middle of the answer
             return
-        if refusal.code == "body_too_large":
+        if refusal.code in ("body_too_large", "draining"):
             await self._discard()
         self.gate.service.telemetry.refusals.labels(refusal.code).inc()
         self.status = refusal.status
         headers = {**refusal.headers(), "X-Request-ID": self._id()}
+        if refusal.code in ("body_too_slow", "draining"):
+            headers["Connection"] = "close"
         if refusal.code == "unauthorized":
             is_api = self.scope["path"].startswith("/v1/")  # a browser asks for a password when it sees "Basic"
             headers["WWW-Authenticate"] = "Bearer" if is_api else 'Basic realm="the token is the password"'
@@ -147,12 +188,12 @@ class Passage:
 
     async def _discard(self) -> None:
         """Read on without keeping, so that the client, which sends before it reads, gets to see the answer."""
-        discarded = 0
-        while discarded < DISCARDED_BYTES:
-            message = await self.receive()
-            discarded += len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
+        if b"expect" in dict(self.scope["headers"]):  # this client asks first, and sends nothing after an answer
+            return
+        end = self.num_bytes + DISCARDED_BYTES
+        with contextlib.suppress(TimeoutError):
+            while not self.is_whole and self.num_bytes < end:
+                await self._piece()
 
     def _id(self) -> str:
         return self.scope["state"]["request_id"]
@@ -163,8 +204,8 @@ class Passage:
         telemetry.seconds.labels(route).observe(seconds)
 
 
-class TooLarge(Exception):
-    """The body has more bytes than allowed."""
+class CutOff(Exception):
+    """The body is too large or too slow, and not read any further; the passage knows why."""
 
 
 def given_token(header: bytes) -> bytes:

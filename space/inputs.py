@@ -94,7 +94,7 @@ def open_sample(present: Mapping[str, Any], processor, options: Options) -> dict
     """
     openers = {"image": open_image, "audio": open_audio}
     sample = {"text": present["text"]} if "text" in present else {}
-    for name in openers.keys() & present.keys():
+    for name in [name for name in openers if name in present]:  # in this order: of two bad files the first is told
         value = present[name]
         content = value.read_bytes() if isinstance(value, Path) else value
         sample[name] = openers[name](content, processor, options)
@@ -106,7 +106,7 @@ def open_image(content: bytes, processor, options: Options):
     try:
         return processor.decode_image(content)
     except ValueError as error:
-        raise BadInput("image_unreadable", f"`image`: {error}.") from None
+        raise BadInput("image_unreadable", sentence(f"`image`: {error}")) from None
 
 
 def open_audio(content: bytes, processor, options: Options) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def open_audio(content: bytes, processor, options: Options) -> dict[str, Any]:
     try:
         array = processor.decode_audio(content)
     except ValueError as error:
-        raise BadInput("audio_unreadable", f"`audio`: {error}.") from None
+        raise BadInput("audio_unreadable", sentence(f"`audio`: {error}")) from None
     seconds = soundfile.info(io.BytesIO(content)).duration  # after it was read: a header that lies is told as such
     if seconds > options.max_audio_seconds:
         raise BadInput(
@@ -152,6 +152,10 @@ def file_of_base64(name: str, value: Any) -> bytes | None:
 def json_type(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+def sentence(told: str) -> str:
+    return told if told.endswith(("?", "!", ".")) else f"{told}."
 
 
 def shown(text: str, limit: int = 60) -> str:

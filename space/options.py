@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cli.arguments import DEVICES, number
 
 MIB = 1024 * 1024
+SWITCH = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Options:
     max_text_chars: int = 10_000
     max_audio_seconds: float = 300.0
     max_rows: int = 64
+    max_table_rows: int = 1_000
+    feedback_folder: str | None = None
+    feedback_dataset: str | None = None
+    feedback_media: bool = True
+    mask_feedback: bool = False
     allow_origins: tuple[str, ...] = ()
     api_tokens: tuple[str, ...] = ()
 
@@ -42,7 +48,10 @@ class Options:
 
 def parse_options(argv: list[str] | None = None, environment: Mapping[str, str] = os.environ) -> Options:
     """Read the settings from flags and environment; a wrong one ends the program with exit code 2."""
-    values = vars(make_parser(environment).parse_args(argv))
+    parser = make_parser(environment)
+    values = vars(parser.parse_args(argv))
+    if values["feedback_dataset"] and not values["feedback_folder"]:
+        parser.error("--feedback_dataset needs --feedback_folder, where feedback waits until it is committed")
     tokens = tuple(filter(None, map(str.strip, environment.get("MMFUSION_API_TOKENS", "").split(","))))
     origins = tuple(filter(None, map(str.strip, values.pop("allow_origins").split(","))))
     return Options(**values, allow_origins=origins, api_tokens=tokens)
@@ -60,6 +69,12 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         # argparse reads a default that is a string as it reads a flag, so a wrong variable is told like a wrong flag.
         names = [name for name in (f"MMFUSION_{flag.upper()}", also) if name and environment.get(name)]
         parser.add_argument(f"--{flag}", type=kind, default=environment[names[0]] if names else default, **options)
+
+    def switch(flag: str, default: bool, **options) -> None:
+        told = environment.get(f"MMFUSION_{flag.upper()}", "").lower() or ("yes" if default else "no")
+        if told not in SWITCH:
+            parser.error(f"MMFUSION_{flag.upper()} is {told!r}: allowed are {', '.join(SWITCH)}")
+        parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=SWITCH[told], **options)
 
     on_space = "SPACE_ID" in environment
     add("model", None, help="folder that train.py wrote, or Hub id; the code in it is run; default: a small model, "
@@ -79,6 +94,14 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("max_text_chars", 10_000, number(int, 1), help="characters of one text; default: 10000")
     add("max_audio_seconds", 300.0, number(float, 0.025), help="seconds of one sound; default: 300")
     add("max_rows", 64, number(int, 1), help="samples of one batch request; default: 64")
+    add("max_table_rows", 1_000, number(int, 1), help="rows of one table on the page; default: 1000")
+    add("feedback_folder", None, help="folder for what visitors say of the answers, which train.py reads; default: "
+        "none, visitors are not asked")  # fmt: skip
+    add("feedback_dataset", None, help="private data set on the Hub, owner/name, to which feedback is committed every "
+        "few minutes; default: none")  # fmt: skip
+    switch("feedback_media", True, help="whether pictures and sounds of those who agree are kept; default: yes")
+    switch("mask_feedback", False, help="whether e-mail addresses, phone and card numbers in kept texts are masked; "
+        "default: no")  # fmt: skip
     add("allow_origins", "", help="origins of other sites whose pages may call the API, separated by commas; "
         "default: none")  # fmt: skip
     return parser

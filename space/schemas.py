@@ -99,6 +99,7 @@ def sample_schema(kind: str) -> dict:
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
+        "minProperties": 1,
         "description": "any subset, at least one; blank text counts as none",
         "example": {"text": "not four but three"},
     }

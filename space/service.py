@@ -2,7 +2,7 @@
 
 Files are opened in a few threads, then samples meet in a batch (`batching.py`). The number of samples inside is
 bounded: who comes beyond it is told at once to come again. Everything else happens on the event loop, so nothing is
-locked. Explanations take hundreds of times longer than answers and have a thread of their own.
+locked. Explanations with details take hundreds of times longer than answers and have a thread of their own.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from space.batching import Batcher
 from space.errors import Refusal
 from space.inputs import check_sample, open_sample
 from space.options import Options
-from space.tasks import SLOW_TASKS, TASKS, warm_up_sample
+from space.tasks import TASKS, is_slow, warm_up_sample
 from space.telemetry import Telemetry
 
 log = logging.getLogger("mmfusion")
@@ -40,6 +40,7 @@ class Service:
         is_draining: the gate takes no new work; what has passed it is answered.
         broken: why this process can answer nothing any more; None while it can.
         num_requests: open requests of HTTP, counted by the gate.
+        last_request: when the gate saw one end, by `time.monotonic`.
         num_inside: samples that wait or run.
     """
 
@@ -49,6 +50,7 @@ class Service:
         self.is_warm = self.is_draining = False
         self.broken: str | None = None
         self.num_requests = self.num_inside = self._num_opening = 0
+        self.last_request = 0.0
 
     @property
     def is_ready(self) -> bool:
@@ -58,7 +60,8 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self._openers = ThreadPoolExecutor(NUM_OPENERS, "opener")
         self._opener_slots = asyncio.Semaphore(NUM_OPENERS)
-        self._fast, self._slow = self._make_batcher(), self._make_batcher()
+        self._fast = self._make_batcher(self.options.max_batch_size)
+        self._slow = self._make_batcher(1)  # row by row in any case: together, all would wait for the last one
         # The first call pays for what is made lazily, and no visitor does.
         sample = warm_up_sample(self.pipeline.processor)
         await self.loop.run_in_executor(self._openers, TASKS["predict"], self.pipeline, [sample])
@@ -71,10 +74,10 @@ class Service:
         self._slow.close()
         self._openers.shutdown(wait=False, cancel_futures=True)
 
-    def _make_batcher(self) -> Batcher:
+    def _make_batcher(self, max_batch_size: int) -> Batcher:
         return Batcher(
             self._call,
-            max_batch_size=self.options.max_batch_size,
+            max_batch_size=max_batch_size,
             window_seconds=self.options.batch_window_ms / 1000,
             are_others_coming=lambda: self._num_opening > 0,
             on_error=self._notice,
@@ -154,7 +157,7 @@ class Service:
             sample = await self._open(present, slot)
             if not is_large(sample):
                 await slot.aclose()
-            batcher = self._slow if task in SLOW_TASKS else self._fast
+            batcher = self._slow if is_slow(task, options) else self._fast
             return await batcher.ask((task, tuple(sorted(options.items()))), sample)
 
     async def _open(self, present: dict[str, Any], slot: contextlib.AsyncExitStack) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 The service calls a task with as many samples as are waiting, from one thread; a task need not think of errors.
 """
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from space.errors import Refusal
@@ -37,12 +38,37 @@ def embed(pipeline, samples: list[Sample]) -> list[dict[str, list[float]]]:
     ]  # fmt: skip
 
 
-def explain(pipeline, samples: list[Sample], **options: Any) -> list[dict]:
-    """Give what decided, as the pipeline tells it; see its `explain`."""
-    try:
-        return pipeline.explain(samples, **options)
-    except ImportError as error:
-        raise Refusal("not_supported", f"this server cannot explain: {error}.") from None
+def explain(
+    pipeline, samples: list[Sample], *, details: bool = True, method: str | None = None, **options: Any
+) -> list[dict]:
+    """Give what decided, as the pipeline tells it; see its `explain`.
+
+    Args:
+        pipeline: the served pipeline.
+        samples: opened samples.
+        details: whether to look inside the modalities.
+        method: of the details; None: integrated gradients, or attention where Captum is not installed.
+        **options: of the pipeline's `explain`.
+
+    Raises:
+        Refusal: Integrated gradients were asked for, and Captum is not installed.
+    """
+    if details and method == "integrated_gradients" and not has_captum():
+        raise Refusal(
+            "not_supported", "this server has no Captum for integrated gradients: ask for `method=attention`, or for "
+            "`details=false`."
+        )  # fmt: skip
+    method = method or ("integrated_gradients" if has_captum() else "attention")
+    return pipeline.explain(samples, details=details, method=method, **options)
+
+
+def has_captum() -> bool:
+    return importlib.util.find_spec("captum") is not None
+
+
+def is_slow(task: str, options: Mapping[str, Any]) -> bool:
+    """Say whether a task takes many passes through the towers; then it must not keep quick ones waiting."""
+    return task == "explain" and options.get("details", True)
 
 
 def can_explain(pipeline) -> bool:
@@ -81,4 +107,3 @@ def warm_up_sample(processor) -> Sample:
 
 
 TASKS: dict[str, Callable[..., list]] = {"predict": predict, "embed": embed, "explain": explain}
-SLOW_TASKS = ("explain",)

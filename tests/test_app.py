@@ -1,58 +1,25 @@
 """The server as its users meet it: a real process, real HTTP, Gradio's own client; on a tiny model folder."""
 
-import base64
-import contextlib
+import io
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
+from app_here import error_of, in_base64, peak_mib, running
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 from test_evaluation import LABELS, ROOT, make_folder
 from test_space_inputs import picture, sound
 from test_space_service import noise_picture
 
-import app
-from space import demo_model
-from space.errors import CODES
-
 LIMITS = ["--max_body_mib", "2", "--max_text_chars", "200", "--max_audio_seconds", "2", "--max_rows", "4"]
-START_SECONDS = 120
-
-
-@contextlib.contextmanager
-def running(folder, *flags, **environment):
-    """Start a server on a free port; give (address, process). What it said is in `process.log`."""
-    log = folder.parent / f"server-{os.urandom(4).hex()}.log"
-    command = [sys.executable, "app.py", "--model", str(folder), "--port", "0", "--device", "cpu", *flags]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=variables)
-    process.log = log
-    try:
-        yield wait_for_address(process), process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for_address(process):
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        if found := re.search(r"serving at (http://\S+)", process.log.read_text()):
-            return found[1]
-        time.sleep(0.1)
-    raise AssertionError(process.log.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +45,6 @@ def http(server):
 @pytest.fixture(scope="module")
 def page(server):
     return Client(server[0], verbose=False)
-
-
-def error_of(response):
-    error = response.json()["error"]
-    assert response.status_code == CODES[error["code"]][0] and error["message"]
-    assert response.headers["x-request-id"] == error["request_id"]
-    return error["code"]
-
-
-def in_base64(content):
-    return base64.b64encode(content).decode()
 
 
 SAMPLE = {"text": "a small animal", "image": picture(), "audio": sound(0.1)}
@@ -172,6 +128,19 @@ def test_the_model_is_described_without_paths_of_this_machine(http, folder):
 # -- what bad input gets ----------------------------------------------------------------------------------------------
 
 
+def large_picture(width, height):
+    """A whole picture of one bit a pixel: hundreds of megapixels are a few kilobytes."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def sound_of_nan():
+    file = io.BytesIO()
+    soundfile.write(file, np.full(800, np.nan), 16_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 BAD_BODIES = {
@@ -196,7 +165,9 @@ BAD_BODIES = {
     "text as file": (dict(files={"text": b"hello"}), "wrong_type"),
     "picture that is text": (dict(files={"image": ("x.png", b"hello")}), "image_unreadable"),
     "sound that is a picture": (dict(files={"audio": ("x.wav", picture())}), "audio_unreadable"),
-    "144 megapixels": (dict(files={"image": picture(12_000, 12_000)}), "image_unreadable"),
+    "200 megapixels": (dict(files={"image": large_picture(20_000, 10_000)}), "image_unreadable"),
+    "NaN for sound": (dict(files={"audio": sound_of_nan()}), "audio_unreadable"),
+    "URL in JSON": (dict(json={"audio": "http://127.0.0.1/x.wav"}), "not_a_file"),
     "an hour of sound": (dict(files={"audio": sound(3600, "FLAC", 1000)}), "audio_too_long"),
     "form without boundary": (dict(content="x", headers={"Content-Type": "multipart/form-data"}), "bad_form"),
     "broken form": (dict(content="--b\r\nContent-Disposition: form-data\r\n\r\nx", headers=FORM), "bad_form"),
@@ -209,6 +180,18 @@ BAD_BODIES = {
 def test_a_bad_body_gets_its_code(http, name):
     request, code = BAD_BODIES[name]
     assert error_of(http.post("/v1/predict", **request)) == code
+
+
+def test_whatever_is_sent_the_memory_stays_flat(http, server):
+    """At no moment may a stranger's file take more than a few times its size on the wire."""
+    for request, _ in BAD_BODIES.values():
+        http.post("/v1/predict", **request)
+    before = peak_mib(server[1], forget=True)
+    for _ in range(5):
+        for request, _ in BAD_BODIES.values():
+            assert http.post("/v1/predict", **request).status_code >= 400
+    assert peak_mib(server[1]) < before + 40
+    assert http.post("/v1/predict", json=JSON_SAMPLE).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -229,6 +212,8 @@ def test_a_text_of_half_characters_is_read_or_refused_and_never_a_fault(http):
     [
         ("GET", "/v1/predict", "method_not_allowed"),
         ("DELETE", "/v1/model", "method_not_allowed"),
+        ("TRACE", "/healthz", "method_not_allowed"),
+        ("NEVERHEARD", "/metrics", "method_not_allowed"),
         ("GET", "/v1/nothing", "not_found"),
         ("POST", "/v1/../v1/nothing", "not_found"),
         ("POST", "/gradio_api/call/nothing", "not_found"),
@@ -337,100 +322,3 @@ def test_the_log_holds_no_traceback_after_all_this(server, http):
     """Runs last on the shared server: whatever the tests above sent was foreseen (Gradio's own checks raise)."""
     ours = [line for line in server[1].log.read_text().splitlines() if line.startswith("request ")]
     assert ours == [] and server[1].poll() is None
-
-
-# -- start and stop ---------------------------------------------------------------------------------------------------
-
-
-def test_after_sigterm_running_requests_are_finished_and_new_ones_refused(folder):
-    with running(folder, MMFUSION_DRAIN_SECONDS="20") as (address, process):
-        port = int(address.rpartition(":")[2])
-        body = json.dumps({"text": "a small animal"}).encode()
-        lines = ["POST /v1/predict HTTP/1.1", "Host: x", "Content-Type: application/json"]
-        head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
-        with socket.create_connection(("127.0.0.1", port)) as half:
-            half.sendall(head.encode() + body[:5])
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert httpx.get(f"{address}/readyz").json() == {"status": "draining"}
-            assert httpx.get(f"{address}/healthz").status_code == 200
-            refused = httpx.post(f"{address}/v1/predict", json={"text": "new"})
-            assert error_of(refused) == "draining" and refused.headers["retry-after"] == "5"
-            half.sendall(body[5:])
-            answer = b"".join(iter(lambda: half.recv(65536), b""))
-        assert answer.startswith(b"HTTP/1.1 200") and b'"predictions"' in answer
-        assert process.wait(10) == 0
-
-
-def test_a_start_that_must_fail_says_why_and_ends_with_1(tmp_path, capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert app.main(["--model", str(tmp_path), "--port", str(port)]) == 1
-        assert f"cannot listen at `127.0.0.1` port {port}" in capsys.readouterr().err
-    assert app.main(["--model", str(tmp_path / "nowhere"), "--port", "0"]) == 1
-    assert "does not exist" in capsys.readouterr().err
-    assert app.main(["--model", str(tmp_path), "--port", "0"]) == 1
-    assert "has no `config.json`" in capsys.readouterr().err
-
-
-def test_a_wrong_call_ends_with_2_before_anything_heavy_is_loaded():
-    code = (
-        "import sys, app\ntry:\n    app.main(['--port', 'x'])\n"
-        "finally:\n    print([m for m in ('torch', 'gradio', 'fastapi', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "--port: invalid int value" in done.stderr and done.stdout == "[]\n"
-
-
-@pytest.mark.slow
-def test_the_benchmark_compares_batching_with_none(folder, capsys):
-    from benchmarks import serving
-
-    few = ["--num_clients", "1", "2", "--num_requests", "8", "--num_rounds", "1", "--num_memory_requests", "20"]
-    assert serving.main([str(folder), "--device", "cpu", "--audio_seconds", "0.05", *few]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(report["results"]) == 4 and report["batching_to_one_by_one"].keys() == {"1", "2"}
-    assert sum(report["overload"][key] for key in ("answered", "shed_with_429")) == 32
-
-
-# -- without a model --------------------------------------------------------------------------------------------------
-
-
-def test_without_a_model_one_is_made_once_and_kept(tmp_path, monkeypatch, capsys):
-    steps = []
-
-    def step(*arguments):
-        steps.append(arguments[0])
-        if "--output_dir" in arguments:
-            output = Path(arguments[arguments.index("--output_dir") + 1])
-            output.mkdir()
-            (output / "config.json").write_text("{}")
-
-    monkeypatch.setattr(demo_model, "run_step", step)
-    folder = demo_model.cached_demo_model(tmp_path)
-    assert "training a small one on the demo set" in capsys.readouterr().out
-    assert demo_model.cached_demo_model(tmp_path) == folder and (folder / "config.json").is_file()
-    assert steps == ["-m", "train.py"] and [path.name for path in tmp_path.iterdir()] == [folder.name]
-
-
-def test_where_it_cannot_be_made_the_server_asks_for_a_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_model, "ROOT", tmp_path)  # as on a Space, which has only what `app.py` needs
-    with pytest.raises(ValueError, match=r"none can be made here without `train.py`: give `--model .*MMFUSION_MODEL"):
-        demo_model.cached_demo_model(tmp_path)
-
-
-def test_a_demo_model_that_cannot_be_made_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"failed in `train.py --no_such_flag` \(exit code 2"):
-        demo_model.run_step("train.py", "--no_such_flag")
-
-
-@pytest.mark.slow
-def test_the_demo_model_is_really_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_model, "NUM_ROWS", 300)
-    monkeypatch.setattr(demo_model, "NUM_EPOCHS", 1)
-    folder = demo_model.cached_demo_model(tmp_path)
-    with running(folder) as (address, _):
-        assert len(httpx.post(f"{address}/v1/predict", json={"text": "seven"}).json()["predictions"]) == 10

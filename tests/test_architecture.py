@@ -19,8 +19,8 @@ ROOMS = ("cli", "data", "metrics", "training", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 HEAVY = {
-    "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib", "captum",
-    "fastapi", "uvicorn", "starlette",
+    "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib",
+    "captum", "fastapi", "uvicorn", "starlette",
 }  # fmt: skip
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.

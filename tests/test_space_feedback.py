@@ -235,6 +235,7 @@ def test_visitors_cannot_fill_the_disk_not_even_after_a_restart(tmp_path):
 
     count, refusal = fill()
     assert 5 < count < 25 and "no room for more feedback: nothing was stored" in refusal.message
+    assert (refusal.code, refusal.status) == ("storage_full", 507)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 21_000
     assert fill()[0] <= 1
     assert len(read_table(tmp_path)) >= count
@@ -250,8 +251,9 @@ def test_a_full_disk_is_told_and_leaves_no_half_row(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(Refusal, match=r"feedback cannot be stored now \(No space left on device\)"):
+    with pytest.raises(Refusal, match=r"feedback cannot be stored now \(No space left on device\)") as refused:
         store.add({"text": "b", "image": picture()}, RANKED, "right", consent=True, media_consent=True)
+    assert refused.value.code == "storage_full"
     assert (store.folder / "metadata.jsonl").read_bytes() == before and not list(store.folder.rglob("*.png"))
 
 

@@ -83,6 +83,18 @@ def test_bad_input_has_a_code_and_a_sentence(processor, name):
         read_sample(given, processor, options)
     assert caught.value.code == code and caught.value.status == CODES[code][0]
     assert caught.value.message.isascii() and len(caught.value.message) < 400
+    assert re.search(r"[^.?!][.?!]$", caught.value.message), "one mark at the end"
+
+
+def test_of_several_bad_values_the_first_is_told_in_the_order_of_the_modalities(processor):
+    for given, code in (
+        ({"audio": b"x", "image": b"x", "text": "x" * 21}, "text_too_long"),
+        ({"audio": b"x", "image": b"x", "text": "cat"}, "image_unreadable"),
+        ({"audio": b"x", "image": picture(), "text": "cat"}, "audio_unreadable"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            read_sample(given, processor, OPTIONS)
+        assert caught.value.code == code
 
 
 def test_a_modality_that_the_model_lacks_is_told():

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import sys
 import threading
 import time
 
@@ -139,6 +140,56 @@ def test_a_caller_in_another_thread_gets_the_same(classify):
 
     (first, second), _ = run(classify, scenario)
     assert scores(first) == pytest.approx(scores(second), abs=1e-6) and scores(first).keys() == set(LABELS.values())
+
+
+# -- explanations -----------------------------------------------------------------------------------------------------
+
+
+def test_without_captum_attention_explains_unless_integrated_gradients_were_asked_for(classify, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+
+    async def scenario(service):
+        told = await service.ask({"text": "cat"}, "explain")
+        without = await service.ask({"text": "cat"}, "explain", details=False)
+        with pytest.raises(Refusal, match=r"no Captum.*ask for `method=attention`, or for `details=false`") as caught:
+            await service.ask({"text": "cat"}, "explain", method="integrated_gradients")
+        return told["method"], without["method"], caught.value.code
+
+    told, _ = run(classify, scenario)
+    assert told == ("attention", None, "not_supported")
+
+
+def test_a_fault_inside_an_explanation_is_not_told_as_something_missing(classify, monkeypatch):
+    def fails(*_, **__):
+        raise ImportError("libfoo.so: cannot open shared object file")
+
+    monkeypatch.setattr(classify, "explain", fails)
+    with pytest.raises(ImportError, match="libfoo"):
+        run(classify, lambda service: service.ask({"text": "cat"}, "explain"))
+
+
+def test_explanations_with_details_keep_nobody_waiting_and_those_without_share_a_call(classify, monkeypatch):
+    calls, go, explain = [], threading.Event(), classify.explain
+
+    def slow(samples, *, details, **options):
+        calls.append((len(samples), details))
+        if details:
+            go.wait(10)
+        return explain(samples, details=details, **options)
+
+    async def scenario(service):
+        long = [asyncio.create_task(service.ask({"text": "cat"}, "explain")) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        short = [service.ask({"text": text}, "explain", details=False) for text in ("cat", "red", "a red cat")]
+        done = await asyncio.gather(*short, service.ask({"text": "cat"}))
+        go.set()
+        return done, await asyncio.gather(*long)
+
+    monkeypatch.setattr(classify, "explain", slow)
+    (done, long), _ = run(classify, scenario)
+    assert len(done) == 4 and len(long) == 2
+    sizes = [size for size, details in calls if not details]
+    assert calls[0] == calls[-1] == (1, True) and sum(sizes) == 3 and len(sizes) < 3
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
