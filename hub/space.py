@@ -113,15 +113,10 @@ def configure(account: "Account", space_id: str, model_id: str, revision: str, s
 
 
 def files_of_app() -> list[Path]:
-    """`app.py` and all of our files that it imports, however far, with what lies beside them that is no Python."""
+    """`app.py` and all of our files that it imports, however far, with what the `static` folders beside them hold."""
     found = _reached(ROOT / "app.py", set())
-    folders = {path.parent for path in found if path.parent != ROOT}
-    assets = {path for folder in folders for path in folder.rglob("*") if path.is_file() and _is_asset(path)}
-    return sorted(found | assets)
-
-
-def _is_asset(path: Path) -> bool:
-    return path.suffix not in (".py", ".pyc", ".pyi") and not path.name.startswith(".")
+    static = {path for folder in {path.parent for path in found} for path in folder.glob("static/**/*")}
+    return sorted(found | {path for path in static if path.is_file()})
 
 
 def _reached(path: Path, seen: set[Path]) -> set[Path]:
