@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cli.arguments import exit_code
 from training.arguments import parse_args, public
+from training.interruption import Stopped
 
 EXAMPLES = """examples:
   python -m data.demo outputs/demo_data
@@ -19,25 +20,52 @@ EXAMPLES = """examples:
   python train.py --train_file new.csv --model_name_or_path owner/model --output_dir outputs/new   # go on from a model
   python train.py --dataset_name owner/data --streaming --output_dir outputs/mine     # from the Hub
   accelerate launch train.py ...        # several GPUs
+  python train.py --train_file my.csv --output_dir outputs/mine --checkpointing_steps epoch \
+      --resume_from_checkpoint auto     # killed and started again, it goes on
 """
 
 
 # Not what the numbers depend on, or said elsewhere.
-NOT_RECORDED = ("command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub")
+NOT_RECORDED = (
+    "command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub", "checkpointing_steps",
+    "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "report_to", "resume_from_checkpoint",
+    "with_tracking",
+)  # fmt: skip
 
 
 def run(args) -> Path:
-    """Train; the story in run order."""
-    from accelerate.utils import set_seed
-
-    from training.loop import fit
-    from training.optimization import make_accelerator, make_optimizer, make_scheduler, number_of_steps
+    """Train, from the beginning or from a checkpoint; the model folder."""
+    from training.optimization import make_accelerator
     from training.publishing import publish, sign_in_early
-    from training.rows import open_rows
-    from training.start import choose_start
+    from training.records import complete
+    from training.resuming import Keeper
 
     account = sign_in_early(args)
     accelerator = make_accelerator(args)
+    with Keeper(args, accelerator) as keeper:
+        if keeper.is_finished:
+            say(accelerator, f"this run is finished: its model is in `{args.output_dir}`")
+            if accelerator.is_main_process:
+                complete(args.output_dir, keeper.log_file)
+            return args.output_dir
+        interruption = train(args, accelerator, keeper)
+    if accelerator.is_main_process:
+        publish(args, account, interruption is not None)
+    if interruption is not None:
+        raise interruption
+    return args.output_dir
+
+
+def train(args, accelerator, keeper) -> BaseException | None:
+    """The story in run order; what interrupted it, where a model was saved all the same."""
+    from accelerate.utils import set_seed
+
+    from training.loop import Run, fit
+    from training.optimization import make_optimizer, make_scheduler, number_of_steps
+    from training.records import Records
+    from training.rows import open_rows
+    from training.start import choose_start
+
     set_seed(args.seed)
 
     # What there is to learn from.
@@ -50,6 +78,7 @@ def run(args) -> Path:
     towers = start.towers(train_rows)
     for rows in (train_rows, validation_rows) if args.check_cells else ():
         say(accelerator, rows.check(args, towers.processor, progress=accelerator.is_local_main_process))
+    keeper.take_rows(train_rows, validation_rows)
     model = start.model(towers, labels)
     say(accelerator, describe_model(model, towers, start.origin))
 
@@ -59,13 +88,15 @@ def run(args) -> Path:
     scheduler = make_scheduler(args, optimizer, steps, accelerator.num_processes)
     model, optimizer, scheduler, *loaders = accelerator.prepare(model, optimizer, scheduler, *loaders)
 
-    best, history = fit(args, accelerator, model, optimizer, scheduler, *loaders, steps)
-    finish(args, accelerator, model, towers, labels, loaders[1], best, history, (train_rows, validation_rows))
+    whole = Run(args, accelerator, model, optimizer, scheduler, *loaders, steps, train_rows)
+    with Records(args, accelerator, keeper.log_file if keeper.is_on else None) as records:
+        best, history, interruption = fit(whole, keeper, records)
+        if accelerator.is_main_process and interruption is None:
+            keeper.finish()
+        finish(args, accelerator, model, towers, labels, loaders[1], best, history, (train_rows, validation_rows))
     if accelerator.is_main_process:
-        publish(args, account, history["interrupted"])
-    if history["interrupted"]:
-        raise KeyboardInterrupt
-    return args.output_dir
+        records.save(args.output_dir)
+    return interruption
 
 
 def describe_model(model, towers, origin: str) -> str:
@@ -91,12 +122,14 @@ def finish(args, accelerator, model, towers, labels, validation_loader, best, hi
     """Go back to the best weights, measure every subset of modalities, and leave a complete model folder."""
     from metrics.subsets import evaluate_subsets, format_table, warnings
     from training.folder import save_model_folder
+    from training.workers import telling_faults
 
     bare = accelerator.unwrap_model(model)
     bare.load_state_dict(best["state"])
-    metrics = evaluate_subsets(
-        model, validation_loader, accelerator=accelerator, progress=accelerator.is_local_main_process
-    )
+    with telling_faults(validation_loader):
+        metrics = evaluate_subsets(
+            model, validation_loader, accelerator=accelerator, progress=accelerator.is_local_main_process
+        )
     say(accelerator, format_table(metrics))
     for sentence in warnings(metrics):
         say(accelerator, f"warning: {sentence}")
@@ -142,7 +175,11 @@ def say(accelerator, text: str):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return exit_code(run, parse_args(argv, description=__doc__, epilog=EXAMPLES))
+    try:
+        return exit_code(run, parse_args(argv, description=__doc__, epilog=EXAMPLES))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
 
 
 if __name__ == "__main__":

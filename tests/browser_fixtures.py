@@ -29,7 +29,7 @@ license: mit
 @pytest.fixture(scope="module")
 def site(published, tmp_path_factory):
     """The app, as a user starts it, on a folder that `train.py` could have left, with a stranger's card in it."""
-    from test_app import running
+    from app_here import running
 
     feedback = tmp_path_factory.mktemp("visitors") / "feedback"
     folder = shutil.copytree(published, tmp_path_factory.mktemp("hostile") / "animals")

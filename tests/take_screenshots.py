@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     if CHROMIUM is None or MISSING:
         print(f"error: needs {', '.join(MISSING) or 'Chromium (apt-get install chromium)'}", file=sys.stderr)
         return 1
-    from test_app import running
+    from app_here import running
 
     with tempfile.TemporaryDirectory() as work:
         # A link, so that the log, which the server writes beside the model, is removed too.

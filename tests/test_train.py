@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import random
 import re
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 from conftest import audio_config, resnet_config, text_config, vit_config
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,8 +38,8 @@ from transformers import (
 
 import train
 from cli.loading import load_model
-from data import demo
-from training import loop, rows
+from data import FusionDataset, demo
+from training import loop, optimization, records, rows
 
 ROOT = Path(train.__file__).parent
 SUBSETS = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
@@ -139,7 +143,7 @@ def test_the_folder_holds_what_a_stranger_needs_and_nothing_else(trained):
     assert {path.name for path in trained.iterdir()} == {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "configuration_mmfusion.py", "modeling_mmfusion.py", "processing_mmfusion.py", "pipeline_mmfusion.py",
-        "explanation_mmfusion.py", "training_config.json", "metrics.json",
+        "explanation_mmfusion.py", "training_config.json", "metrics.json", "log.jsonl", "curves.png",
     }  # fmt: skip
     assert [path.name for path in trained.parent.iterdir()] == ["model"], "nothing is left beside it"
 
@@ -493,6 +497,165 @@ def test_ten_such_steps_on_end_give_the_run_up_across_epochs(tmp_path, capsys):
     flags = [*numbers_table(tmp_path, 16), "--per_device_train_batch_size", 4, "--num_train_epochs", 5]
     message = fails(flags, tmp_path / "m", capsys)
     assert "the gradient was not finite in 10 steps on end: lower --learning_rate (0.001)" in message
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_rows_of_bad_steps_are_named(accumulated, tmp_path, capsys):
+    flags = [*numbers_table(tmp_path, 1), "--per_device_train_batch_size", 16 // accumulated, "--num_train_epochs", 9]
+    flags += ["--gradient_accumulation_steps", accumulated, "--max_bad_steps", 3]
+    assert run(flags, tmp_path / "m") == 1
+    seen = capsys.readouterr()
+    assert re.search(r"warning: step 1 is skipped, its gradient is not finite: .*n.csv:row \d+, ", seen.out)
+    last = re.search(r"error: the gradient was not finite in 3 steps on end: .* The last step was on (.*)", seen.err)
+    names = last[1].split(", ")
+    assert str(tmp_path / "n.csv:row 1") in names
+    if accumulated == 1:
+        assert len(names) == 1, "each row of the last batch is tried by itself"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def harm(monkeypatch, row, what):
+    """Have something happen to the worker that opens this row of the training table."""
+    opened = FusionDataset.__getitem__
+
+    def opening(self, index):
+        if torch.utils.data.get_worker_info() is not None and self.table.rows[index] == row and len(self) == 16:
+            what()
+        return opened(self, index)
+
+    monkeypatch.setattr(FusionDataset, "__getitem__", opening)
+
+
+def test_a_worker_that_is_killed_is_told_with_the_row_that_it_held(texts, tmp_path, monkeypatch, capsys):
+    harm(monkeypatch, 12, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    message = fails([*texts[:-2], "--num_workers", 2], tmp_path / "m", capsys)
+    assert re.search("rows was killed( by the signal `Killed`)? while opening .*train.csv:row 13. The sys", message)
+    assert "kills so when memory runs out: lower --num_workers (2), --cache_gib or the batch size" in message
+
+
+def test_a_worker_that_hangs_is_given_up(texts, tmp_path, monkeypatch, capsys):
+    harm(monkeypatch, 3, lambda: time.sleep(600))
+    started = time.monotonic()
+    flags = [*texts[:-2], "--num_workers", 1, "--dataloader_timeout", 2, "--checkpointing_steps", 100]
+    message = fails(flags, tmp_path / "m", capsys)
+    assert re.search(
+        r"no batch came from the processes that open rows within 2.* s \(--dataloader_timeout\) while opening "
+        ".*train.csv:row 4: look at these cells",
+        message,
+    )
+    assert time.monotonic() - started < 60
+
+
+def test_what_a_worker_could_not_open_is_told_as_if_there_were_no_worker(tmp_path, capsys):
+    Image.new("RGB", (40, 40)).save(tmp_path / "there.png")
+    rows = [{"image": "gone.png" if i == 5 else "there.png", "label": "ab"[i % 2]} for i in range(8)]
+    table = write_table(tmp_path / "train.csv", rows)
+    flags = ["--train_file", table, "--validation_file", table, "--no-check_cells", *TWO_STEPS]
+    messages = [fails([*flags, "--num_workers", count], tmp_path / "m", capsys) for count in (0, 1)]
+    assert re.match(r".*train.csv:row 6, column `image`: the file `.*gone.png` does not exist", messages[1])
+    assert messages[0] == messages[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_log_holds_what_was_measured_and_the_epochs(demo_flags, trained, tmp_path):
+    assert run(demo_flags, tmp_path / "m", "--logging_steps", 1, "--text_learning_rate", 1e-4) == 0
+    first, second, epoch = lines_of(tmp_path / "m")
+    assert [line["step"] for line in (first, second, epoch)] == [1, 2, 2]
+    assert set(first) == {
+        "step", "epoch", "loss", "samples_per_second", "data_wait_share", "learning_rates", "gradient_norm", "padding"
+    }  # fmt: skip
+    assert (first["loss"] + second["loss"]) / 2 == pytest.approx(epoch["train_loss"], abs=1e-4)
+    assert 0 < first["data_wait_share"] < 1 and first["gradient_norm"] > 0 and first["samples_per_second"] > 0
+    assert len(first["learning_rates"]) == 2 and first["learning_rates"][0] > first["learning_rates"][1]
+    assert all(0 <= share < 1 for share in first["padding"].values()) and set(first["padding"]) == {"text", "audio"}
+    assert epoch["event"] == "epoch" and epoch["validation"]["accuracy"] == epoch["score"]
+    assert history_of(tmp_path / "m")["epochs"] == [
+        {name: value for name, value in epoch.items() if name not in ("event", "step")}
+    ]
+    with Image.open(tmp_path / "m" / "curves.png") as picture:
+        assert picture.format == "PNG" and picture.size == (900, 900)
+    assert [line["event"] for line in lines_of(trained)] == ["epoch"], "two steps are less than --logging_steps"
+
+
+def test_a_skipped_step_is_in_the_log_with_its_rows(tmp_path):
+    flags = [*numbers_table(tmp_path, 1), "--per_device_train_batch_size", 4, "--num_train_epochs", 1]
+    assert run(flags, tmp_path / "m", "--logging_steps", 1) == 0
+    (skipped,) = [line for line in lines_of(tmp_path / "m") if line.get("event") == "skipped"]
+    assert len(skipped["rows"]) == 4 and str(tmp_path / "n.csv:row 1") in skipped["rows"]
+    (measured,) = [line for line in lines_of(tmp_path / "m") if line["step"] == skipped["step"] and "loss" in line]
+    assert measured["loss"] is None and measured["gradient_norm"] is None
+
+
+def test_how_often_is_logged_changes_no_weight(texts, tmp_path):
+    for number in (1, 1000):
+        assert run([*texts, "--num_train_epochs", 2], tmp_path / str(number), "--logging_steps", number) == 0
+    assert are_equal(weights_of(tmp_path / "1"), weights_of(tmp_path / "1000"))
+
+
+def test_a_tracker_whose_package_is_missing_is_told_with_the_remedy(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for flags, name in ((["--report_to", "wandb"], "wandb"), ([], "trackio")):
+        message = fails([*texts, "--with_tracking", *flags], tmp_path / "m", capsys)
+        assert re.search(f"--report_to .* needs the package `{name}`, .* not installed: pip install {name}", message)
+    assert "--report_to belongs to --with_tracking" in wrong_usage(
+        [*texts, "--report_to", "all"], tmp_path / "m", capsys
+    )
+
+
+class Unreachable(GeneralTracker):
+    """A tracker whose server goes away after some lines."""
+
+    name, requires_logging_directory, tracker = "tensorboard", False, None
+    lines, after = [], 1
+
+    def __init__(self, run_name, *logging_dir, **options):
+        super().__init__()
+
+    def store_init_configuration(self, values):
+        self.lines.append(values)
+
+    def log(self, values, step=None):
+        if len(self.lines) > self.after:
+            raise ConnectionError("the server\nis gone")
+        self.lines.append({"step": step, **values})
+        random.random(), torch.rand(1)
+
+
+def test_a_tracker_that_fails_is_told_once_and_changes_nothing(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Unreachable)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
+    monkeypatch.setattr(records, "trackers_of", lambda args: ["tensorboard"])
+    monkeypatch.setattr(optimization, "trackers_of", records.trackers_of)
+    tracked = [*texts, "--with_tracking", "--report_to", "tensorboard", "--logging_steps", 1]
+    assert run(tracked, tmp_path / "m") == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: the tracker `tensorboard` fails (the server): the training goes on without it") == 1
+    settings, line = Unreachable.lines
+    assert settings["per_device_train_batch_size"] == 8 and "hub_token" not in settings
+    assert line["step"] == 1 and line["loss"] > 0 and "learning_rates/0" in line and "padding/text" in line
+    assert run(texts, tmp_path / "n") == 0
+    assert are_equal(weights_of(tmp_path / "m"), weights_of(tmp_path / "n"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_a_real_tracker_gets_the_numbers(name, texts, tmp_path, monkeypatch):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    assert run([*texts, "--with_tracking", "--report_to", name], tmp_path / "m") == 0
+    where = tmp_path / ("m-tracking" if name == "tensorboard" else "trackio")
+    assert [path for path in where.rglob("*") if path.is_file()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

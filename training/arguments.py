@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.arguments import add_column_arguments, add_label_arguments, number
 
+FINISHED = "finished.json"  # among the checkpoints of a run that has come to its end; see `is_finished`
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -23,6 +24,8 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     _add_model(parser.add_argument_group("model"))
     _add_training(parser.add_argument_group("training"))
     _add_output(parser.add_argument_group("output"))
+    _add_interruption(parser.add_argument_group("interruption and faults"))
+    _add_records(parser.add_argument_group("records"))
     _add_hub(parser.add_argument_group("the Hub"))
     args = parser.parse_args(argv)
     args.command = typed_command(sys.argv[1:] if argv is None else argv)
@@ -30,6 +33,8 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     _check_output_dir(parser, args)
     if not args.push_to_hub and (args.hub_model_id or args.hub_token or args.hub_private_repo is not None):
         parser.error("--hub_model_id, --hub_private_repo and --hub_token belong to --push_to_hub: add it")
+    if args.report_to is not None and not args.with_tracking:
+        parser.error("--report_to belongs to --with_tracking: add it")
     if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
         parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
     _check_start(parser, args)
@@ -199,6 +204,60 @@ def _add_output(group):
     )
 
 
+def _add_interruption(group):
+    add = group.add_argument
+    add("--checkpointing_steps", type=_steps_or_epoch, metavar="N|epoch", help="save a checkpoint every so many "
+        "optimiser steps or after every epoch, in OUTPUT_DIR-checkpoints, and on SIGTERM and Ctrl-C, which then end "
+        "the run after its step with exit code 143 or 130; default: off")  # fmt: skip
+    add("--resume_from_checkpoint", metavar="latest|auto|PATH", help="go on with a run that was cut off: from its "
+        "newest whole checkpoint, from that or else from the beginning (auto), or from this one; default: from the "
+        "beginning")  # fmt: skip
+    add("--checkpoints_total_limit", type=number(int, 1), default=3,
+        help="checkpoints kept; the oldest goes when a new one stands; default: 3")  # fmt: skip
+    add("--max_bad_steps", type=number(int, 1), default=10,
+        help="steps on end whose loss or gradient is not finite, and which are skipped, before the run is given up; "
+        "default: 10")  # fmt: skip
+    add("--dataloader_timeout", type=number(float, 0), default=600.0,
+        help="seconds to wait for a batch from --num_workers before the run is given up; default: 600, 0 waits "
+        "without end")  # fmt: skip
+
+
+def _steps_or_epoch(text: str) -> int | str:
+    try:
+        return text if text == "epoch" else number(int, 1)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of steps nor `epoch`") from None
+
+
+def _add_records(group):
+    add = group.add_argument
+    add("--logging_steps", type=number(int, 1), default=10,
+        help="optimiser steps between two lines of log.jsonl; default: 10")  # fmt: skip
+    add("--with_tracking", action=argparse.BooleanOptionalAction, default=False,
+        help="also report to trackers; default: no")  # fmt: skip
+    add("--report_to", choices=("trackio", "tensorboard", "wandb", "all"),
+        help="--with_tracking: which tracker; default: all that are installed")  # fmt: skip
+
+
+def beside(output_dir: Path, what: str) -> Path:
+    """The folder beside the model folder that holds what a run leaves there: its checkpoints, its tracking."""
+    folder = output_dir.resolve()  # as the model is: where a link points to
+    return folder.with_name(f"{folder.name}-{what}")
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether the run whose checkpoints are beside it has put its model there.
+
+    Shortly before that, it writes down which folder it replaces, if any; so no moment is left at which a killed run
+    would take its model for that of another.
+    """
+    try:
+        replaced = json.loads((beside(output_dir, "checkpoints") / FINISHED).read_text(encoding="utf-8"))["replaces"]
+        return output_dir.stat().st_ino != replaced
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def _add_hub(group):
     add = group.add_argument
     add("--push_to_hub", action=argparse.BooleanOptionalAction, default=False,
@@ -239,6 +298,8 @@ def _check_output_dir(parser: argparse.ArgumentParser, args: argparse.Namespace)
         parser.error(
             f"--output_dir {folder} holds something that is no model of train.py: name a new folder or an empty one"
         )
+    if args.resume_from_checkpoint is not None and is_finished(folder):
+        return  # is answered, not refused
     if not args.overwrite_output_dir:
         parser.error(
             f"--output_dir {folder} already holds a model: name another folder, or add --overwrite_output_dir to "

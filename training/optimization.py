@@ -7,6 +7,8 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from transformers import get_scheduler
 
 from modeling_mmfusion import TOWERS
+from training.arguments import beside
+from training.records import trackers_of
 
 
 def make_accelerator(args) -> Accelerator:
@@ -14,6 +16,8 @@ def make_accelerator(args) -> Accelerator:
     return Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
+        log_with=trackers_of(args) or None,
+        project_dir=beside(args.output_dir, "tracking") if args.with_tracking else None,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
         # A batch may lack a modality: its tower then has no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

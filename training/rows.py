@@ -29,6 +29,7 @@ from data import (
     stratified_split,
     stream_of,
 )
+from training.workers import WatchedRows, finish_first
 
 TEXTS_OF_A_STREAM = 20_000  # that a vocabulary is learnt from
 HELD_OUT_OF_A_STREAM = 1_000
@@ -58,6 +59,10 @@ class TableRows:
     @property
     def num_rows(self) -> int:
         return len(self.table)
+
+    def place(self, row: int) -> str:
+        """What messages call a row, by its place in the source, as batches give it."""
+        return self.table.place(int((self.table.rows == row).argmax()))
 
     def record(self, public: Callable[[str], str]) -> dict:
         """What identifies the rows, for `training_config.json`."""
@@ -91,13 +96,13 @@ class TableRows:
 
     def loader(self, args, accelerator, processor, labels: LabelMap) -> DataLoader:
         size = args.per_device_train_batch_size if self.is_training else args.per_device_eval_batch_size
+        dataset = FusionDataset(self.table, labels, processor, int(args.cache_gib * 2**30))
         return DataLoader(
-            FusionDataset(self.table, labels, processor, int(args.cache_gib * 2**30)),
+            WatchedRows(dataset, self.table.place, args.num_workers) if args.num_workers else dataset,
             size,
             shuffle=self.is_training,
-            collate_fn=Collator(processor),
-            num_workers=args.num_workers,
-            persistent_workers=args.num_workers > 0,
+            collate_fn=Collator(processor, with_rows=self.is_training),
+            **_workers(args, args.num_workers),
         )
 
 
@@ -125,6 +130,10 @@ class StreamedRows:
     @property
     def num_rows(self) -> int | None:
         return self.stream.num_rows
+
+    def place(self, row: int) -> str:
+        """What messages call a row; a shuffled stream has no row numbers, only an order in which they came."""
+        return f"{self.name}:row {row + 1} as it came"
 
     def record(self, public: Callable[[str], str]) -> dict:
         """What identifies the rows, for `training_config.json`; without their number where it is not declared."""
@@ -170,9 +179,8 @@ class StreamedRows:
         loader = DataLoader(
             dataset,
             args.per_device_train_batch_size,
-            collate_fn=Collator(processor),
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            collate_fn=Collator(processor, with_rows=True),
+            **_workers(args, workers),
         )
         loader = prepare_data_loader(
             loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
@@ -194,6 +202,19 @@ class StreamedRows:
             _say("note: this stream is read by one worker: --num_workers is taken as 1", file=sys.stderr)
             return 1
         return args.num_workers
+
+
+def _workers(args, num_workers: int) -> dict:
+    """Options of a DataLoader for the processes that open its rows."""
+    if num_workers == 0:
+        return {"num_workers": 0}
+    is_kept = args.checkpointing_steps is not None  # then a signal lets the step be finished, which may need rows
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": True,
+        "timeout": args.dataloader_timeout,
+        "worker_init_fn": finish_first if is_kept else None,
+    }
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------
