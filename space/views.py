@@ -32,6 +32,8 @@ def safe(text: Any) -> str:
 
 
 def percent(value: float) -> str:
+    if value < 0.0005:
+        return "≈0%"
     return f"{value:.1%}" if value < 0.9995 else "100%"
 
 
@@ -96,8 +98,10 @@ def ranks(language: str, ranked: Sequence[Mapping[str, Any]]) -> str:
         f'<span class="mm-score">{percent(entry["score"])}</span></li>'
         for entry in shown
     )
-    more = tell(language, "answer.more", count=len(rest), score=percent(shown[-1]["score"])) if rest else ""
-    return f'<ol class="mm-ranks">{rows}</ol>' + (note(more) if rest else "")
+    if not rest:
+        return f'<ol class="mm-ranks">{rows}</ol>'
+    below = percent(max(0.001, shown[-1]["score"]))
+    return f'<ol class="mm-ranks">{rows}</ol>' + note(tell(language, "answer.more", count=len(rest), score=below))
 
 
 def track(share: float) -> str:

@@ -16,7 +16,18 @@
   const scrollable = () => document.querySelectorAll("#model-card table:not([tabindex])").forEach((table) => {
     table.tabIndex = 0;
   });
-  const tend = () => { announce(); language(); scrollable(); };
+  const answered = () => document.getElementById("answer")?.innerText ?? "";
+  let before = null; // what stood there when somebody asked; null: nobody waits
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#classify-button, #examples")) before = answered();
+  });
+  const showAnswer = () => { // on a phone it stands a screen further down
+    if (before === null || window.innerWidth > 640 || answered() === before || !answered()) return;
+    before = null;
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.getElementById("answer").scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
+  };
+  const tend = () => { announce(); language(); scrollable(); showAnswer(); };
   new MutationObserver(tend).observe(document.body, { childList: true, subtree: true, characterData: true });
   tend();
   const places = {
