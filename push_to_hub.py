@@ -146,7 +146,6 @@ def push_space(args: argparse.Namespace, account, folder: Path, revision: str | 
         private=args.private,
         message=args.commit_message or f"Show {args.name}",
         on_created=lambda: configure(account, args.space, args.name, revision, secrets),
-        space_sdk="gradio",
     )
     print(f"the Space is at {pushed.url}, and shows `{args.name}` at {revision}")
 

@@ -12,17 +12,15 @@ all of them. The last line of stdout is one JSON object with every number of the
 
 import argparse
 import functools
-import json
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for our own files, from whatever folder this is run
 
+from benchmarks.timing import print_report, time_cases
 from cli.arguments import add_model_arguments, exit_code, number
-from cli.files import replacing
 
 WORDS = "one two three four five six seven eight nine zero"
 
@@ -84,26 +82,6 @@ def make_cases(classify, sample: dict, args: argparse.Namespace) -> dict[tuple, 
     return cases
 
 
-def time_cases(cases: dict[tuple, Callable], num_repeats: int, device) -> dict[tuple, list[float]]:
-    """Give the seconds of every case, `num_repeats` times, all in turn; a round of warm-up does not count."""
-    import torch
-    from tqdm.auto import tqdm
-
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = {name: [] for name in cases}
-    with torch.no_grad(), tqdm(total=len(cases) * (num_repeats + 1), desc="timing", unit="call") as bar:
-        for repeat in range(num_repeats + 1):
-            for name, call in cases.items():
-                wait()
-                start = time.perf_counter()
-                call()
-                wait()
-                if repeat > 0:
-                    seconds[name].append(time.perf_counter() - start)
-                bar.update()
-    return seconds
-
-
 def summarise(seconds: dict[tuple, list[float]]) -> list[dict]:
     """Give one record a case; `time_ratio_to_forward` is the median ratio within a round at the same batch size."""
     import numpy as np
@@ -163,20 +141,20 @@ def print_table(report: dict) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load, time, print."""
+    import torch
+
     from cli.loading import load_pipeline
 
     classify = load_pipeline(args.model, revision=args.revision, device=args.device)
     if not hasattr(classify, "explain"):
         raise ValueError(f"`{args.model}` was saved without explanations: train it again, or give another MODEL.")
     sample = make_sample(classify, args)
-    seconds = time_cases(make_cases(classify, sample, args), args.num_repeats, classify.model.device)
+    cases = make_cases(classify, sample, args)
+    with torch.no_grad():
+        seconds = time_cases(cases, args.num_repeats, classify.model.device)
     report = {**describe(classify, sample, args), "results": summarise(seconds)}
     print_table(report)
-    line = json.dumps(report)
-    if args.output_file is not None:
-        with replacing(args.output_file) as path:
-            path.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    print_report(report, args)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,17 +10,15 @@ object with every number of the tables and all that they depend on.
 """
 
 import argparse
-import json
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for our own files, from whatever folder this is run
 
+from benchmarks.timing import print_report, time_cases
 from cli.arguments import add_model_arguments, exit_code, number
-from cli.files import replacing
 
 MIB = 2**20
 
@@ -74,34 +72,6 @@ def batch_of(rows: dict[str, dict], subset: tuple[str, ...], batch_size: int) ->
         for name in subset
         for key, value in rows[name].items()
     }
-
-
-def time_call(call: Callable, device) -> float:
-    """Give the seconds of one call, waiting for the accelerator."""
-    import torch
-
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
-
-
-def time_cases(cases: dict[tuple, Callable], num_repeats: int, device) -> dict[tuple, list[float]]:
-    """Time every case `num_repeats` times, all cases in turn, after one round of warm-up that does not count."""
-    import torch
-    from tqdm.auto import tqdm
-
-    seconds = {name: [] for name in cases}
-    with torch.inference_mode(), tqdm(total=len(cases) * (num_repeats + 1), desc="timing", unit="call") as bar:
-        for repeat in range(num_repeats + 1):
-            for name, call in cases.items():
-                taken = time_call(call, device)
-                if repeat > 0:
-                    seconds[name].append(taken)
-                bar.update()
-    return seconds
 
 
 def make_cases(model, rows: dict[str, dict], batch_sizes: list[int]) -> dict[tuple, Callable]:
@@ -211,6 +181,7 @@ def print_tables(report: dict) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load, time, print."""
     import psutil
+    import torch
     from transformers import AutoModelForSequenceClassification  # noqa: F401  (imports are not the model's memory)
 
     from cli.loading import load_model
@@ -219,7 +190,9 @@ def run(args: argparse.Namespace) -> None:
     rss_before_load = psutil.Process().memory_info().rss
     model, processor = load_model(args.model, revision=args.revision, device=args.device)
     rows = make_inputs(model, processor, args)
-    seconds = time_cases(make_cases(model, rows, args.batch_sizes), args.num_repeats, model.device)
+    cases = make_cases(model, rows, args.batch_sizes)
+    with torch.inference_mode():
+        seconds = time_cases(cases, args.num_repeats, model.device)
     report = {
         **describe(model, rows, args),
         "parameters": count_parameters(model),
@@ -227,11 +200,7 @@ def run(args: argparse.Namespace) -> None:
         "results": summarise(seconds, subset_name(model.config.modalities)),
     }
     print_tables(report)
-    line = json.dumps(report)
-    if args.output_file is not None:
-        with replacing(args.output_file) as path:
-            path.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    print_report(report, args)
 
 
 def main(argv: list[str] | None = None) -> int:

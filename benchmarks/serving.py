@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for our own files, from whatever folder this is run
 
+from benchmarks.timing import print_report  # noqa: E402
 from cli.arguments import add_model_arguments, exit_code, number  # noqa: E402
 
 MIB = 1024 * 1024
@@ -406,10 +407,7 @@ def run(args: argparse.Namespace) -> None:
     if args.num_restarts:
         report["restart"] = asyncio.run(restart(args, bodies, expected))
     print_table(results)
-    line = json.dumps(report)
-    if args.output_file is not None:
-        args.output_file.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    print_report(report, args)
 
 
 def main(argv: list[str] | None = None) -> int:

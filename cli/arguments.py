@@ -49,6 +49,11 @@ def add_label_arguments(group):
     )
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def exit_code(command: Callable, *args) -> int:
     """Run a command and give its exit code; a user's mistake is one line on stderr, not a traceback.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.arguments import DEVICES
+from cli.arguments import DEVICES, first_line
 
 
 def load_model(model_name_or_path: str, *, revision: str | None = None, device: str = "auto"):
@@ -111,7 +111,7 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ValueError(f"the model `{name}` cannot be loaded: {type(error).__name__}: {reason}") from error
 
 

@@ -16,6 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cli.arguments import first_line
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -29,12 +31,11 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Account:
-    """Who pushes: a client that carries the token, the token itself, and the names that it may push to."""
+    """Who pushes: a client that carries the token, the token itself, and whose it is."""
 
     api: "HfApi"
     token: str
     name: str
-    namespaces: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def sign_in(repo_ids: Sequence[str], token: str | None = None) -> Account:
     namespaces = (me["name"], *(org["name"] for org in me.get("orgs", [])))
     for repo_id in repo_ids:
         _refuse_foreign(repo_id, namespaces)
-    return Account(api, token, me["name"], namespaces)
+    return Account(api, token, me["name"])
 
 
 def _refuse_foreign(repo_id: str, namespaces: Sequence[str]) -> None:
@@ -122,7 +123,6 @@ def push_folder(
     create_pr: bool = False,
     message: str,
     on_created: Callable[[], Any] = lambda: None,
-    **space: Any,
 ) -> Pushed:
     """Upload a folder in one commit; run again after a failure, it goes on where it stopped.
 
@@ -138,7 +138,6 @@ def push_folder(
         create_pr: Open a pull request instead of changing `main`.
         message: Title of the commit.
         on_created: Called between the making of the repository and the commit, for what has to be there before it.
-        space: For `create_repo` of a Space: `space_sdk`, `space_hardware`.
 
     Raises:
         ValueError: An existing repository is public although `private` was asked for.
@@ -146,7 +145,8 @@ def push_folder(
     """
     api = account.api
     with one_sentence(f"`{repo_id}` cannot be pushed to"):
-        patiently(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space))
+        sdk = "gradio" if repo_type == "space" else None
+        patiently(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk))
         if revision is not None and not revision.startswith("refs/"):
             patiently(lambda: api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True))
         before = patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
@@ -270,8 +270,7 @@ def one_sentence(what: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is None:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return f"the connection to the Hub failed ({first_line})"
+        return f"the connection to the Hub failed ({first_line(error)})"
     said = getattr(error, "server_message", None) or response.headers.get("x-error-message") or response.reason_phrase
     return f"the Hub answered {response.status_code} ({said})"
 

@@ -1,7 +1,7 @@
 """The model that is served when none is named: small, trained on the embedded demo set, kept for the next start.
 
-It is made by the same two commands that the README shows, as child processes: a server needs neither `data/` nor
-`train.py`, and a Space does not have them.
+It is made by the same two commands that the README shows, as child processes: a server needs nothing that trains, and
+a Space does not have it.
 """
 
 import hashlib

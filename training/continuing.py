@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification
 from processing_mmfusion import MMFusionProcessor
@@ -26,7 +27,7 @@ def load_config(name: str, revision: str | None = None) -> MMFusionConfig:
     try:
         settings, _ = MMFusionConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"--model_name_or_path {name} cannot be had: {_first_line(error)}") from error
+        raise FileNotFoundError(f"--model_name_or_path {name} cannot be had: {first_line(error)}") from error
     if settings.get("model_type") != "mmfusion":
         raise ValueError(
             f"--model_name_or_path {name}: a `{settings.get('model_type')}` model; give an MMFusion model that "
@@ -40,7 +41,7 @@ def load_processor(name: str, revision: str | None = None) -> MMFusionProcessor:
     try:
         return MMFusionProcessor.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model_name_or_path {name}: no processor can be had ({_first_line(error)})") from error
+        raise ValueError(f"--model_name_or_path {name}: no processor can be had ({first_line(error)})") from error
 
 
 def load_classifier(
@@ -69,16 +70,10 @@ def load_classifier(
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"--model_name_or_path {name}: the weights cannot be loaded ({_first_line(error)})"
-        ) from error
+        raise ValueError(f"--model_name_or_path {name}: the weights cannot be loaded ({first_line(error)})") from error
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith("classifier.")):
         raise ValueError(f"--model_name_or_path {name}: the weights are not whole, `{missing[0]}` is missing")
     if not keeps_head:
         torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
         torch.nn.init.zeros_(model.classifier.bias)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from cli.arguments import first_line
 from cli.files import replacing
 from training.randomness import keeping_random_state
 
@@ -246,5 +247,5 @@ def _start_trackers(args, accelerator) -> list:
 
 
 def _warn(name: str, error: Exception) -> None:
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = first_line(error)
     print(f"warning: the tracker `{name}` fails ({line}): the training goes on without it", file=sys.stderr)

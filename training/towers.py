@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
+from cli.arguments import first_line
 from modeling_mmfusion import build_tower, load_tower, max_text_tokens
 from processing_mmfusion import MMFusionProcessor
 
@@ -158,7 +159,7 @@ def _one_sentence(flag: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError, SafetensorError) as e:
-        reason = next(iter(str(e).strip().splitlines()), "") or type(e).__name__
+        reason = first_line(e)
         raise ValueError(
             f"{flag}: its {what} cannot be loaded ({reason}); give a complete folder, or a Hub id that can be reached"
         ) from e
