@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python train.py --train_file new.csv --model_name_or_path owner/model --output_dir outputs/new   # go on from a model
   python train.py --dataset_name owner/data --streaming --output_dir outputs/mine     # from the Hub
   accelerate launch train.py ...        # several GPUs
-  python train.py --train_file my.csv --output_dir outputs/mine --checkpointing_steps epoch \
+  python train.py --train_file my.csv --output_dir outputs/mine --checkpointing_steps epoch \\
       --resume_from_checkpoint auto     # killed and started again, it goes on
 """
 

@@ -214,9 +214,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(name, forks, fla
     signum = getattr(signal, name)
     options = ["--checkpointing_steps", 1000, "--num_workers", 1 if name == "SIGINT" else 0]
     fork = forks.start([*flags, "--output_dir", tmp_path / "m", *options], tmp_path / "said")
-    log = tmp_path / "m-checkpoints" / "log.jsonl"
-    while not (log.is_file() and log.read_text().count("\n") >= 2):
-        fork.wait_for(tmp_path, "m-checkpoints/log.jsonl")
+    wait_for_steps(fork, tmp_path)
     for worker in children_of(fork.pid):  # Ctrl-C goes to the whole group
         os.kill(worker, signum)
     assert fork.kill(signum) == 128 + signum, fork.said
@@ -229,13 +227,23 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(name, forks, fla
         assert are_equal(weights, unbroken)
 
 
+def wait_for_steps(fork, folder):
+    """Until the log tells of steps: only then does the training answer signals in its own way."""
+    log = folder / "m-checkpoints" / "log.jsonl"
+    fork.wait_for(folder, "m-checkpoints/log.jsonl")
+    end = time.monotonic() + 60
+    while log.read_text().count("\n") < 2:
+        assert time.monotonic() < end, fork.said
+        time.sleep(0.001)
+
+
 def children_of(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_second_signal_ends_the_run_at_once(forks, flags, tmp_path):
     fork = forks.start([*flags, "--output_dir", tmp_path / "m", "--checkpointing_steps", 1000], tmp_path / "said")
-    fork.wait_for(tmp_path, "m-checkpoints/log.jsonl")
+    wait_for_steps(fork, tmp_path)
     fork.send(signal.SIGTERM)
     assert fork.kill(signal.SIGINT) in (143, 130)
     assert not (tmp_path / "m").exists()
