@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
-FUSION_TYPES = ("cross_attention",)
+FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
 
 
 @strict
@@ -26,9 +26,12 @@ class MMFusionConfig(PreTrainedConfig):
         vision_config: A ViT-like or ResNet-like encoder (ViT, DINOv2, ResNet, ConvNeXt …); None: reads no pictures.
         audio_config: A Wav2Vec2-like encoder of raw waveforms (Wav2Vec2, HuBERT, WavLM …); None: reads no sound.
         fusion_type: How the present modalities become one vector; one of `FUSION_TYPES`.
-        num_fusion_queries: Learned queries that read the tokens of all present modalities.
+        num_fusion_queries: Learned queries that read the tokens; of `bottleneck` its bottleneck tokens.
         hidden_size: Width D of the fusion; a multiple of `num_attention_heads`.
-        num_hidden_layers: Fusion blocks (cross-attention and feed-forward).
+        num_hidden_layers: Fusion blocks (attention and feed-forward), where the strategy has some.
+        balanced_attention: Whether in `cross_attention` each modality starts with the same share of the attention,
+            instead of each token.
+        fusion_rank: Rank of the tensor of `low_rank`.
         num_attention_heads: Attention heads of a fusion block.
         intermediate_size: Width of the feed-forward part of a fusion block.
         hidden_act: Its activation, a name that `transformers.activations.ACT2FN` knows.
@@ -58,6 +61,8 @@ class MMFusionConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
 
     fusion_type: str = "cross_attention"
+    balanced_attention: bool = True
+    fusion_rank: int = 4
     num_fusion_queries: int = 8
     hidden_size: int = 256
     num_hidden_layers: int = 2
@@ -109,7 +114,8 @@ class MMFusionConfig(PreTrainedConfig):
             )
 
     def _check_sizes(self):
-        sizes = ("num_fusion_queries", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        sizes = ("num_fusion_queries", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                 "fusion_rank")  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")

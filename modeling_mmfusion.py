@@ -1,7 +1,7 @@
 """MMFusion: one model that reads text, picture and sound together, any of them missing.
 
-Three optional towers of `transformers` turn each modality into tokens; learned queries cross-attend to the tokens of
-whatever is present. Presence is a matter of the row, not of the batch: a tower does no work for rows that lack its
+Three optional towers of `transformers` turn each modality into tokens; the fusion (`fusion_mmfusion`) reads the tokens
+of whatever is present. Presence is a matter of the row, not of the batch: a tower does no work for rows that lack its
 modality, a learned *absent* embedding stands in, and whatever lies under a 0 in a mask cannot change the output.
 
 Shape legend: B batch rows, P rows in which a modality is present, T tokens, D fusion width, M = 3 modalities,
@@ -18,26 +18,24 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 try:
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
+    from .fusion_mmfusion import FUSIONS
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
+    from fusion_mmfusion import FUSIONS
 
 MODALITIES = tuple(TOWER_CONFIGS)  # text, image, audio: the columns of `modality_mask`
 MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
 TOWERS = {"text": "text_encoder", "image": "vision_encoder", "audio": "audio_encoder"}
+# Modality -> (last hidden state of its tower for the rows that have it, mask of its tokens).
+TowerOutputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 # == Outputs ==========================================================================================================
@@ -144,90 +142,7 @@ class MMFusionProjector(nn.Module):
         return self.dropout(tokens) + self.modality_embedding
 
 
-# == Fusion: tokens, mask -> one vector ===============================================================================
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that also returns its weights (B, H, Q, T); heads come in as (B, H, Q or T, D / H)."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class MMFusionCrossAttention(nn.Module):
-    """Queries (B, Q, D) attend to tokens (B, T, D)."""
-
-    def __init__(self, config: MMFusionConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        queries: torch.Tensor,
-        tokens: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        query, key, value = (
-            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, D) -> (B, H, T, D / H)
-            for projected in (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
-        )
-        read, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(read.flatten(2)), weights  # (B, Q, H, D / H) -> (B, Q, D)
-
-
-class MMFusionLayer(GradientCheckpointingLayer):
-    """One fusion block: cross-attention, then feed-forward, pre-norm and residual (zeroed, it is the identity)."""
-
-    def __init__(self, config: MMFusionConfig):
-        super().__init__()
-        if config.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = MMFusionCrossAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, config.intermediate_size),
-            ACT2FN[config.hidden_act],
-            nn.Linear(config.intermediate_size, config.hidden_size),
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        queries: torch.Tensor,
-        tokens: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        read, _ = self.attention(self.attention_norm(queries), tokens, attention_mask, **kwargs)
-        queries = queries + self.dropout(read)
-        return queries + self.dropout(self.mlp(self.mlp_norm(queries)))
+# == What all models share ============================================================================================
 
 
 class MMFusionPreTrainedModel(PreTrainedModel):
@@ -250,8 +165,6 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         if isinstance(module, MMFusionProjector):
             init.normal_(module.modality_embedding, mean=0.0, std=std)
             init.normal_(module.absent_embedding, mean=0.0, std=std)
-        elif isinstance(module, MMFusionEncoder):
-            init.normal_(module.queries, mean=0.0, std=std)
 
     def initialize_weights(self):
         """Initialise what is fresh, towers first and each by itself.
@@ -310,54 +223,6 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         return cls(MMFusionConfig(**configs, **config_kwargs), towers=towers).train()
 
 
-class MMFusionEncoder(MMFusionPreTrainedModel):
-    """The fusion: learned queries read all present tokens, block by block, and are averaged.
-
-    A model of its own, so that `output_attentions` and `output_hidden_states` record the fusion and not the towers.
-
-    Source: Perceiver (Jaegle et al. 2021, arXiv:2103.03206, section 3); the queries do not attend to each other here,
-    and keys are normalised once, by the projectors, instead of in every block.
-    """
-
-    _can_record_outputs = {"hidden_states": MMFusionLayer, "attentions": MMFusionCrossAttention}
-
-    def __init__(self, config: MMFusionConfig):
-        super().__init__(config)
-        self.queries = nn.Parameter(torch.empty(config.num_fusion_queries, config.hidden_size))
-        self.layers = nn.ModuleList(MMFusionLayer(config) for _ in range(config.num_hidden_layers))
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self, tokens: torch.Tensor, token_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutputWithPooling:
-        """Fuse tokens.
-
-        Inputs:
-            tokens: (B, T, D).
-            token_mask: (B, T), True = attended; at least one a row.
-
-        Returns:
-            `last_hidden_state` (B, Q, D), `pooler_output` (B, D); `hidden_states` of each block (B, Q, D) and
-            `attentions` (B, H, Q, T; eager attention only) when asked for.
-        """
-        # A copy: `hidden_states[0]` is handed out, and a view would let its owner write into the weights.
-        queries = self.queries.to(tokens.dtype).repeat(tokens.shape[0], 1, 1)  # (Q, D) -> (B, Q, D)
-        attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=queries,
-            attention_mask=token_mask,
-            encoder_hidden_states=tokens,
-        )
-        for layer in self.layers:
-            queries = layer(queries, tokens, attention_mask, **kwargs)
-        queries = self.layernorm(queries)
-        return BaseModelOutputWithPooling(last_hidden_state=queries, pooler_output=queries.mean(dim=1))
-
-
 # == Model ============================================================================================================
 
 
@@ -381,7 +246,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 tower_config._attn_implementation = tower.get_correct_attn_implementation(None, is_init_check=True)
             setattr(self, TOWERS[modality], tower)
             self.projectors[modality] = MMFusionProjector(config, tower_width(tower_config))
-        self.fusion = MMFusionEncoder(config)
+        self.fusion = FUSIONS[config.fusion_type](config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -405,6 +270,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         input_values: torch.FloatTensor | None = None,
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
+        tower_outputs: TowerOutputs | None = None,
     ) -> MMFusionEncoderOutput:
         """Run the towers, each on the rows that have its modality, and nothing else.
 
@@ -417,57 +283,93 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Raises:
             ValueError: When nothing is given, or shapes do not fit each other or the model.
         """
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+            "input_values": input_values, "audio_attention_mask": audio_attention_mask, "modality_mask": modality_mask,
+        }  # fmt: skip
+        if not tower_outputs:
+            return self._project(*self.run_towers(**inputs))
+        self._check_tower_outputs(tower_outputs, inputs)
+        presence = modality_mask.bool()
+        if any(inputs[name] is not None for name in MAIN_INPUTS.values()):
+            others, in_others = self.run_towers(**inputs)
+            columns = [modality in tower_outputs for modality in MODALITIES]
+            presence = torch.where(torch.tensor(columns, device=presence.device), presence, in_others)
+            tower_outputs = {**others, **tower_outputs}
+        return self._project(tower_outputs, presence)
+
+    def run_towers(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+    ) -> tuple[TowerOutputs, torch.BoolTensor]:
+        """What the towers say, before anything of the fusion: fit to be kept where the towers are frozen.
+
+        Inputs:
+            As for `forward`.
+
+        Returns:
+            (For each modality that a row has: last hidden state of the P rows that have it, (P, T, C) or a feature map
+            (P, C, H, W), and its mask (P, T), True = a token; presence (B, M)). While a graph is traced P is B.
+
+        Raises:
+            ValueError: As `encode`.
+        """
         given = {"text": input_ids, "image": pixel_values, "audio": input_values}
         given = {modality: tensor for modality, tensor in given.items() if tensor is not None}
         masks = {"text": attention_mask, "audio": audio_attention_mask}
         self._check_inputs(given, masks, modality_mask)
         presence = self._presence(given, masks, modality_mask)  # (B, M)
-
         run = {"text": self._encode_text, "image": self._encode_image, "audio": self._encode_audio}
         inputs = {"text": (input_ids, attention_mask), "audio": (input_values, audio_attention_mask)}
+        outputs = {}
+        for modality in given:
+            present = presence[:, MODALITIES.index(modality)]
+            output = self._run_tower(run[modality], present, *inputs.get(modality, (pixel_values,)))
+            if output is not None:
+                outputs[modality] = output
+        return outputs, presence
+
+    def _run_tower(
+        self, run: Callable, present: torch.Tensor, *inputs: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Last hidden state and mask of one tower, which sees only the P rows where its modality is present.
+
+        While a graph is traced (`torch.compile`, `torch.export`), shapes may not depend on data: the tower then sees
+        all rows, and those that lack the modality are zeroed before and after it.
+        """
+        if torch.compiler.is_compiling():
+            return run(*(None if x is None else _where_rows(present, x) for x in inputs))
+        rows = present.nonzero().squeeze(1)  # (P,)
+        if rows.numel() == 0:
+            return None
+        if rows.numel() == len(present):
+            return run(*inputs)
+        return run(*(None if x is None else x[rows] for x in inputs))
+
+    def _project(self, tower_outputs: TowerOutputs, presence: torch.BoolTensor) -> MMFusionEncoderOutput:
+        """Bring all tokens to the fusion's width, and those of the P rows to their places among the B rows."""
         tokens, token_masks, columns = [], [], []
         for column, modality in enumerate(MODALITIES):
-            if modality not in given:
-                continue
-            encoded, mask = self._encode_present(
-                run[modality], self.projectors[modality], presence[:, column],
-                *inputs.get(modality, (pixel_values,)),
-            )  # fmt: skip
-            tokens.append(encoded)
-            token_masks.append(mask)
-            columns += [column] * encoded.shape[1]
+            if modality in tower_outputs:
+                hidden, mask = tower_outputs[modality]
+                projected, mask = _placed(self.projectors[modality](hidden), mask, presence[:, column])
+                tokens.append(projected)
+                token_masks.append(mask)
+                columns += [column] * projected.shape[1]
+        if not tokens:  # rows with nothing at all
+            tokens = [torch.zeros(len(presence), 0, self.config.hidden_size, dtype=self.dtype, device=presence.device)]
+            token_masks = [tokens[0][..., 0].bool()]
         return MMFusionEncoderOutput(
             tokens=torch.cat(tokens, dim=1),
             token_mask=torch.cat(token_masks, dim=1),
             token_modality=torch.tensor(columns, dtype=torch.long, device=presence.device),
             modality_mask=presence,
         )
-
-    def _encode_present(
-        self, run: Callable, projector: MMFusionProjector, present: torch.Tensor, *inputs: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, T, D) and mask (B, T) of one modality; its tower sees only the P rows where it is present.
-
-        While a graph is traced (`torch.compile`, `torch.export`), shapes may not depend on data: the tower then sees
-        all rows, and those that lack the modality are zeroed before and after it.
-        """
-        batch_size = present.shape[0]
-        if torch.compiler.is_compiling():
-            keep = [None if x is None else _where_rows(present, x) for x in inputs]
-            hidden, mask = run(*keep)
-            return _where_rows(present, projector(hidden)), mask & present[:, None]
-        rows = present.nonzero().squeeze(1)  # (P,)
-        if rows.numel() == 0:
-            width = self.config.hidden_size
-            empty = torch.zeros(batch_size, 0, width, dtype=self.dtype, device=present.device)
-            return empty, empty[..., 0].bool()
-        if rows.numel() == batch_size:
-            hidden, mask = run(*inputs)
-            return projector(hidden), mask
-        hidden, mask = run(*(None if x is None else x[rows] for x in inputs))
-        tokens = projector(hidden)  # (P, T, D)
-        scattered = tokens.new_zeros(batch_size, *tokens.shape[1:]).index_copy(0, rows, tokens)
-        return scattered, mask.new_zeros(batch_size, mask.shape[1]).index_copy(0, rows, mask)
 
     def _encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
@@ -559,6 +461,17 @@ class MMFusionModel(MMFusionPreTrainedModel):
         for modality, tensor in given.items():
             checks[modality](tensor, masks.get(modality))
 
+    def _check_tower_outputs(self, tower_outputs: TowerOutputs, inputs: dict[str, torch.Tensor | None]):
+        if inputs["modality_mask"] is None:
+            raise ValueError("`tower_outputs` needs `modality_mask` (B, 3), which says whose rows they are; got none")
+        for modality in tower_outputs:
+            if modality not in self.config.modalities:
+                raise ValueError(
+                    f"`tower_outputs` holds {modality!r}: it may hold {', '.join(self.config.modalities)}"
+                )
+            if inputs[MAIN_INPUTS[modality]] is not None:
+                raise ValueError(f"`tower_outputs` holds {modality!r}: leave `{MAIN_INPUTS[modality]}` out")
+
     def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"`input_ids` must be of shape (B, T) with T > 0, got {tuple(input_ids.shape)}")
@@ -615,7 +528,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             modality_mask: (B, M) or None, 1 = keep; a modality is used where the row has it and the mask keeps it.
 
         Returns:
-            As `MMFusionEncoder`.
+            As `MMFusionFusion`.
         """
         presence = encoder_outputs.modality_mask
         if modality_mask is not None:
@@ -634,7 +547,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         columns = [MODALITIES.index(modality) for modality in self.projectors]
         tokens = torch.cat([absent, tokens], dim=1)
         token_mask = torch.cat([~presence[:, columns], token_mask], dim=1)
-        return self.fusion(tokens, token_mask, **{**kwargs, "return_dict": True})
+        columns = torch.tensor(columns, device=presence.device)
+        token_modality = torch.cat([columns, encoder_outputs.token_modality])
+        return self.fusion(tokens, token_mask, token_modality, **{**kwargs, "return_dict": True})
 
     @can_return_tuple
     def forward(
@@ -645,6 +560,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         input_values: torch.FloatTensor | None = None,
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
+        tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -658,6 +574,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             audio_attention_mask: (B, samples), 1 = sample, 0 = padding.
             modality_mask: (B, 3), columns text, image, audio, 1 = present. Without it a modality that is passed is
                 present in every row, and one that is not passed in none.
+            tower_outputs: From `run_towers`, for some modalities or all, in place of their inputs; these towers are
+                not run, and `modality_mask` must be given.
             encoder_outputs: From `encode`: the towers are not run again, and `modality_mask` chooses a subset.
 
         Returns:
@@ -669,8 +587,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         if encoder_outputs is None:
             encoder_outputs = self.encode(
-                input_ids, attention_mask, pixel_values, input_values, audio_attention_mask, modality_mask
-            )
+                input_ids, attention_mask, pixel_values, input_values, audio_attention_mask, modality_mask,
+                tower_outputs,
+            )  # fmt: skip
             modality_mask = None  # it is in the encoder's outputs now
         return self.fuse(encoder_outputs, modality_mask, **kwargs)
 
@@ -729,6 +648,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
@@ -747,6 +667,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             encoder_outputs = self.encode(
                 input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values,
                 input_values=input_values, audio_attention_mask=audio_attention_mask, modality_mask=modality_mask,
+                tower_outputs=tower_outputs,
             )  # fmt: skip
             modality_mask = None
         fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
@@ -796,6 +717,19 @@ def sample_subsets(presence: torch.BoolTensor, dropout: float) -> torch.BoolTens
     kept = presence & (draw >= dropout)
     lucky = F.one_hot(draw.argmax(dim=1), presence.shape[1]).bool() & presence
     return torch.where(kept.any(dim=1, keepdim=True), kept, lucky)
+
+
+def _placed(
+    tokens: torch.Tensor, mask: torch.Tensor, present: torch.BoolTensor
+) -> tuple[torch.Tensor, torch.BoolTensor]:
+    """Tokens (B, T, D) and mask (B, T) of the P rows that are present, each in its place."""
+    if torch.compiler.is_compiling():
+        return _where_rows(present, tokens), mask & present[:, None]
+    if len(tokens) == len(present):
+        return tokens, mask
+    rows = (~present).byte().argsort(stable=True)[: len(tokens)]  # unlike `nonzero`, it does not wait for the device
+    shape = (len(present), *tokens.shape[1:])
+    return tokens.new_zeros(shape).index_copy(0, rows, tokens), mask.new_zeros(shape[:2]).index_copy(0, rows, mask)
 
 
 def _where_rows(present: torch.BoolTensor, x: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("configuration", "modeling", "processing", "pipeline", "explanation")
+PARTS = ("configuration", "modeling", "fusion", "processing", "pipeline", "explanation")
 TRAVELLING = tuple(f"{part}_mmfusion" for part in PARTS)
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
-GUARDED = {"modeling_mmfusion": "configuration_mmfusion", "pipeline_mmfusion": "explanation_mmfusion"}
-VERBS = ("train", "evaluation", "predict", "push_to_hub", "app")
-ROOMS = ("cli", "data", "metrics", "training", "hub", "space", "benchmarks")
+GUARDED = {
+    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion"],
+    "fusion_mmfusion": ["configuration_mmfusion"],
+    "pipeline_mmfusion": ["explanation_mmfusion"],
+}
+VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search")
+ROOMS = ("cli", "data", "metrics", "training", "tuning", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 HEAVY = {
@@ -24,7 +28,7 @@ HEAVY = {
 }  # fmt: skip
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
-MAX_LINES_OF = {"modeling_mmfusion.py": 810, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
+MAX_LINES_OF = {"modeling_mmfusion.py": 860, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -88,18 +92,19 @@ def catches_import_error(node: ast.Try) -> bool:
 # -- who may import whom ----------------------------------------------------------------------------------------------
 
 
-def test_modeling_imports_configuration_the_pipeline_imports_explanation_and_no_other_travelling_file_imports_ours():
+def test_travelling_files_import_each_other_only_where_it_is_said():
     for name in TRAVELLING:
-        assert imports_of_ours(ROOT / f"{name}.py") == ({GUARDED[name]} if name in GUARDED else set()), name
+        assert imports_of_ours(ROOT / f"{name}.py") == set(GUARDED.get(name, ())), name
 
 
 @pytest.mark.parametrize(("name", "imported"), GUARDED.items())
 def test_an_import_between_travelling_files_is_guarded_as_the_hub_needs_it(name, imported):
     guards = [node for node in ast.walk(parse(ROOT / f"{name}.py")) if isinstance(node, ast.Try)]
-    assert [ast.unparse(node.body[0]).split(" import")[0] for node in guards] == [f"from .{imported}"]
-    raising, flat = guards[0].handlers[0].body
+    (guard,) = guards
+    assert [ast.unparse(line).split(" import")[0] for line in guard.body] == [f"from .{module}" for module in imported]
+    raising, *flat = guard.handlers[0].body
     assert ast.unparse(raising) == "if __package__:\n    raise"
-    assert ast.unparse(flat).startswith(f"from {imported} import")
+    assert [ast.unparse(line).split(" import")[0] for line in flat] == [f"from {module}" for module in imported]
 
 
 @pytest.mark.parametrize("folder", ["data", "metrics"])
@@ -177,15 +182,15 @@ def test_no_line_of_prose_in_a_travelling_file_reads_like_a_relative_import(name
     """The Hub's scan is a regular expression over the text: such a line makes it look for a file that is not there."""
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, flags=re.MULTILINE)
-    assert found == ([(GUARDED[name], "")] if name in GUARDED else [])
+    assert found == [(module, "") for module in GUARDED.get(name, ())]
 
 
 def test_transformers_itself_finds_the_files_that_travel_together():
     from transformers.dynamic_module_utils import get_relative_import_files
 
     for name in TRAVELLING:
-        expected = [str(ROOT / f"{GUARDED[name]}.py")] if name in GUARDED else []
-        assert get_relative_import_files(ROOT / f"{name}.py") == expected, name
+        expected = {str(ROOT / f"{module}.py") for module in GUARDED.get(name, ())}
+        assert set(get_relative_import_files(ROOT / f"{name}.py")) == expected, name
 
 
 # -- every file -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from training.folder import save_model_folder
 
 ROOT = Path(__file__).parents[1]
 RATE = 16_000
-PARTS = ("configuration", "modeling", "processing", "pipeline", "explanation")
+PARTS = ("configuration", "modeling", "fusion", "processing", "pipeline", "explanation")
 SIZE = {"height": 16, "width": 16}
 LABELS = {0: "low", 1: "middle", 2: "high"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
@@ -297,7 +297,7 @@ except ImportError as error:
 
 @pytest.fixture(scope="module")
 def folder(classify, tmp_path_factory):
-    """A model folder as `train.py` leaves one: model, processor and the five travelling files."""
+    """A model folder as `train.py` leaves one: model, processor and the travelling files."""
     path, registered = tmp_path_factory.mktemp("folder") / "stranger", MMFusionProcessor._auto_class
     try:
         save_model_folder(path, classify.model, classify.processor, training_config={}, metrics={})
