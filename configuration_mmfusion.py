@@ -15,6 +15,7 @@ logger = logging.get_logger(__name__)
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
+BALANCES = ("none", "unimodal", "ogm_ge", "mmpareto")
 
 
 @strict
@@ -41,6 +42,21 @@ class MMFusionConfig(PreTrainedConfig):
         modality_dropout: While training with labels, every row is fused a second time with each of its modalities
             left out with this probability (never all of them), and the loss is the mean over both; in [0, 1).
             0.5 makes all subsets about equally likely; 0 turns the second fusion off.
+        subset_ranking_weight: While training, weight of a penalty for being worse with all modalities of a row than
+            with the subset that was drawn; 0 turns it off.
+        balance: What keeps a modality that is quick to learn from starving the others in training; one of `BALANCES`:
+            `unimodal` adds a head and a loss for each modality by itself, `ogm_ge` slows the one that is ahead,
+            `mmpareto` finds a compromise where the joint and the unimodal gradients conflict. All but `none` have the
+            unimodal heads, which also answer in use.
+        unimodal_loss_weight: Weight of the unimodal heads' loss.
+        ogm_alpha: How strongly `ogm_ge` slows.
+        contrastive_weight: While training, weight of a loss that brings the vectors of a row's modalities together;
+            0 turns it off.
+        contrastive_by_class: Whether all rows of a class belong together for it, instead of each row with itself.
+        label_smoothing: While training, share of the probability that is spread over all labels, in [0, 1).
+        class_weights: Weight of each label in the loss (of multi-label: of its presence), or None.
+        temperatures: What logits are divided by in use, for each subset of modalities (`"text+image"`) that a row may
+            have; fitted after training, so that a confidence is as often right as it says. None: 1.
         layer_norm_eps: Epsilon of the fusion's layer norms.
         initializer_range: Standard deviation of the initial weights.
 
@@ -72,6 +88,15 @@ class MMFusionConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     modality_dropout: float = 0.5
+    subset_ranking_weight: float = 0.0
+    balance: str = "none"
+    unimodal_loss_weight: float = 1.0
+    ogm_alpha: float = 0.3
+    contrastive_weight: float = 0.0
+    contrastive_by_class: bool = False
+    label_smoothing: float = 0.0
+    class_weights: list[float] | None = None
+    temperatures: dict[str, float] | None = None
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
@@ -106,7 +131,10 @@ class MMFusionConfig(PreTrainedConfig):
             )
         if self.fusion_type not in FUSION_TYPES:
             raise ValueError(f"`fusion_type` must be one of {', '.join(FUSION_TYPES)}, got {self.fusion_type!r}")
+        if self.balance not in BALANCES:
+            raise ValueError(f"`balance` must be one of {', '.join(BALANCES)}, got {self.balance!r}")
         self._check_sizes()
+        self._check_training()
         if self.audio_config is not None and not hasattr(self.audio_config, "conv_kernel"):
             raise ValueError(
                 "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
@@ -131,6 +159,26 @@ class MMFusionConfig(PreTrainedConfig):
             raise ValueError(f"`layer_norm_eps` must be greater than 0, got {self.layer_norm_eps}")
         if not self.initializer_range >= 0:
             raise ValueError(f"`initializer_range` must be at least 0, got {self.initializer_range}")
+
+    def _check_training(self):
+        for name in ("subset_ranking_weight", "unimodal_loss_weight", "ogm_alpha", "contrastive_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be in [0, 1), got {self.label_smoothing}")
+        weights = self.class_weights
+        if weights is not None and (
+            len(weights) != self.num_labels or not all(0 <= w < float("inf") for w in weights)
+        ):
+            raise ValueError(
+                f"`class_weights` must hold {self.num_labels} numbers of at least 0, one for each label, got {weights}"
+            )
+        for name, value in (self.temperatures or {}).items():
+            if not 0 < value < float("inf") or not set(name.split("+")) <= set(TOWER_CONFIGS):
+                raise ValueError(
+                    "`temperatures` must give a number greater than 0 for subsets such as `text+image`, got "
+                    f"{value} for {name!r}"
+                )
 
     def _warn_misspelt(self, extras: dict):
         """`PreTrainedConfig` stores any keyword; one that is nearly a field of ours is most likely a slip."""

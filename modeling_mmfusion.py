@@ -8,6 +8,7 @@ Shape legend: B batch rows, P rows in which a modality is present, T tokens, D f
 Q queries, H heads, L labels.
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -25,11 +26,35 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 try:
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
     from .fusion_mmfusion import FUSIONS
+    from .objectives_mmfusion import (
+        GradientSurgery,
+        ScaledGradient,
+        UnimodalHeads,
+        contrastive_loss,
+        mean_of,
+        modality_means,
+        ogm_coefficients,
+        ranking_losses,
+        row_losses,
+        sample_subsets,
+    )
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
     from fusion_mmfusion import FUSIONS
+    from objectives_mmfusion import (
+        GradientSurgery,
+        ScaledGradient,
+        UnimodalHeads,
+        contrastive_loss,
+        mean_of,
+        modality_means,
+        ogm_coefficients,
+        ranking_losses,
+        row_losses,
+        sample_subsets,
+    )
 
 MODALITIES = tuple(TOWER_CONFIGS)  # text, image, audio: the columns of `modality_mask`
 MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
@@ -60,6 +85,18 @@ class MMFusionEncoderOutput(ModelOutput):
     token_mask: torch.BoolTensor | None = None
     token_modality: torch.LongTensor | None = None
     modality_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class MMFusionClassifierOutput(SequenceClassifierOutput):
+    """What a classifier says.
+
+    Args:
+        unimodal_logits (`torch.FloatTensor` of shape `(B, M, L)`, *optional*):
+            What each modality by itself says, where the model has such heads; 0 where a row has it not.
+    """
+
+    unimodal_logits: torch.FloatTensor | None = None
 
 
 # == Towers: any encoder of its kind, behind one face =================================================================
@@ -530,14 +567,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             As `MMFusionFusion`.
         """
-        presence = encoder_outputs.modality_mask
-        if modality_mask is not None:
-            if modality_mask.shape != presence.shape:
-                raise ValueError(
-                    f"`modality_mask` must be of shape {tuple(presence.shape)}, as in `encoder_outputs`, "
-                    f"got {tuple(modality_mask.shape)}"
-                )
-            presence = presence & modality_mask.to(presence.device).bool()
+        presence = _kept(encoder_outputs.modality_mask, modality_mask)
         token_mask = encoder_outputs.token_mask & presence[:, encoder_outputs.token_modality]  # (B, T)
         # Attention weighs masked tokens with 0, and 0 * NaN is NaN: they are zeroed, too.
         tokens = encoder_outputs.tokens.masked_fill(~token_mask[..., None], 0.0)
@@ -632,6 +662,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         self.mmfusion = MMFusionModel(config, towers)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.unimodal = UnimodalHeads(config) if config.balance != "none" else None
         self.post_init()
 
     def encode(self, **inputs: torch.Tensor | None) -> MMFusionEncoderOutput:
@@ -651,17 +682,20 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
+    ) -> MMFusionClassifierOutput:
         """Classify whatever is given.
 
         Inputs:
-            labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression.
+            labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression. A
+                row with -100 or NaN has none.
             All others: as for `MMFusionModel.forward`.
 
         Returns:
-            `logits` (B, L), `loss` when `labels` is given. In training the loss is the mean over the rows as they came
-            and the same rows with a random subset of their modalities (`config.modality_dropout`); the logits are
-            those of the rows as they came.
+            `logits` (B, L), in use divided by the temperature of what the row has (`config.temperatures`);
+            `unimodal_logits` where the model has such heads; `loss` when `labels` is given. In training the loss is
+            the mean over the rows as they came and the same rows with a random subset of their modalities
+            (`config.modality_dropout`), and what `config.balance` and its like add; the logits are those of the rows
+            as they came.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encode(
@@ -670,23 +704,117 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
                 tower_outputs=tower_outputs,
             )  # fmt: skip
             modality_mask = None
+        presence = _kept(encoder_outputs.modality_mask, modality_mask)
+        unimodal_logits, encoder_outputs = self._balanced(encoder_outputs, presence, labels)
         fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
         logits = self.classifier(self.dropout(fused.pooler_output))  # (B, D) -> (B, L)
+        if not self.training and self.config.temperatures:
+            logits = logits / self._temperatures(presence).to(logits.dtype)
 
         loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-            if self.training and self.config.modality_dropout > 0 and len(self.config.modalities) > 1:
-                presence = encoder_outputs.modality_mask
-                if modality_mask is not None:
-                    presence = presence & modality_mask.to(presence.device).bool()
-                subset = sample_subsets(presence, self.config.modality_dropout)
-                partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
-                partial = self.classifier(self.dropout(partial))
-                loss = (loss + self.loss_function(labels=labels, pooled_logits=partial, config=self.config)) / 2
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.attentions
+        if labels is not None and not self.training:
+            loss = mean_of(*row_losses(logits, labels, self.config))
+        elif labels is not None:
+            loss = self._training_loss(logits, labels, encoder_outputs, presence)
+            if unimodal_logits is not None:
+                loss = loss + self._unimodal_loss(unimodal_logits, labels, presence)
+        return MMFusionClassifierOutput(
+            loss=loss, logits=logits, unimodal_logits=unimodal_logits,
+            hidden_states=fused.hidden_states, attentions=fused.attentions,
+        )  # fmt: skip
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def _training_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        encoder_outputs: MMFusionEncoderOutput,
+        presence: torch.Tensor,
+    ) -> torch.Tensor:
+        """Of the rows as they came, of a random subset of each, and of what lies between the modalities."""
+        config = self.config
+        losses, has_label = row_losses(logits, labels, config)
+        loss = mean_of(losses, has_label)
+        if len(config.modalities) == 1:
+            return loss
+        if config.modality_dropout > 0:
+            subset = sample_subsets(presence, config.modality_dropout)
+            partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
+            fewer, _ = row_losses(self.classifier(self.dropout(partial)), labels, config)
+            loss = (loss + mean_of(fewer, has_label)) / 2
+            if config.subset_ranking_weight > 0:
+                loss = loss + config.subset_ranking_weight * mean_of(ranking_losses(losses, fewer), has_label)
+        if config.contrastive_weight > 0:
+            loss = loss + config.contrastive_weight * self._contrastive_loss(labels, encoder_outputs, presence)
+        return loss
+
+    def _contrastive_loss(
+        self, labels: torch.Tensor, encoder_outputs: MMFusionEncoderOutput, presence: torch.Tensor
+    ) -> torch.Tensor:
+        columns = {modality: MODALITIES.index(modality) for modality in self.config.modalities}
+        vectors = {}
+        for modality, column in columns.items():
+            only = F.one_hot(torch.tensor(column, device=presence.device), len(MODALITIES)).expand_as(presence)
+            vectors[modality] = F.normalize(
+                self.mmfusion.fuse(encoder_outputs, presence & only.bool()).pooler_output, dim=-1
+            )
+        by_class = self.config.contrastive_by_class and not labels.is_floating_point()
+        return contrastive_loss(
+            vectors, {name: presence[:, column] for name, column in columns.items()}, labels if by_class else None
         )
+
+    def _balanced(
+        self, encoder_outputs: MMFusionEncoderOutput, presence: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, MMFusionEncoderOutput]:
+        """(What each modality by itself says (B, M, L), the tokens that the fusion reads).
+
+        They are those of the towers; in training their gradient is changed on its way back, as `config.balance` says.
+        """
+        if self.unimodal is None:
+            return None, encoder_outputs
+        tokens, token_modality = encoder_outputs.tokens, encoder_outputs.token_modality
+        token_mask = encoder_outputs.token_mask & presence[:, token_modality]
+        columns = {modality: MODALITIES.index(modality) for modality in self.config.modalities}
+        joint = own = tokens.masked_fill(~token_mask[..., None], 0.0)
+        learns, balance = self.training and labels is not None, self.config.balance
+        if learns and balance == "mmpareto":
+            joint, own = GradientSurgery.apply(own, token_modality)
+        elif learns and balance == "ogm_ge":
+            own = own.detach()
+        by_modality = self.unimodal(modality_means(own, token_mask, token_modality, columns))
+        if learns and balance == "ogm_ge" and not labels.is_floating_point():
+            known = {name: presence[:, column] for name, column in columns.items()}
+            factors = ogm_coefficients(by_modality, labels, known, self.config.ogm_alpha)
+            by_column = torch.ones(len(MODALITIES), device=tokens.device)
+            for name, column in columns.items():
+                by_column[column] = factors[name]
+            joint = ScaledGradient.apply(joint, by_column[token_modality])
+        logits = tokens.new_zeros(len(tokens), len(MODALITIES), self.num_labels)
+        for name, column in columns.items():
+            logits[:, column] = torch.where(presence[:, column, None], by_modality[name].to(logits.dtype), 0.0)
+        return logits, dataclasses.replace(encoder_outputs, tokens=joint)
+
+    def _unimodal_loss(
+        self, unimodal_logits: torch.Tensor, labels: torch.Tensor, presence: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean over the modalities of the loss of each by itself, over the rows that have it."""
+        losses = []
+        for modality in self.config.modalities:
+            column = MODALITIES.index(modality)
+            each, has_label = row_losses(unimodal_logits[:, column], labels, self.config)
+            losses.append(mean_of(each, has_label & presence[:, column]))
+        return self.config.unimodal_loss_weight * torch.stack(losses).mean()
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    def _temperatures(self, presence: torch.Tensor) -> torch.Tensor:
+        """(B, 1), the temperature of what each row has; 1 where none was fitted."""
+        table = torch.ones(2 ** len(MODALITIES))
+        for name, temperature in self.config.temperatures.items():
+            table[sum(2 ** MODALITIES.index(modality) for modality in name.split("+"))] = temperature
+        numbers = presence.long() @ torch.tensor([2**i for i in range(len(MODALITIES))], device=presence.device)
+        return table.to(presence.device)[numbers][:, None]
 
 
 # == Small pieces =====================================================================================================
@@ -700,23 +828,16 @@ def receptive_field(audio_config) -> int:
     return field
 
 
-def sample_subsets(presence: torch.BoolTensor, dropout: float) -> torch.BoolTensor:
-    """A random subset of each row's modalities, each left out with probability `dropout`, never all of them.
-
-    A row that would lose everything keeps one modality, drawn uniformly. With `dropout=0.5` a row of three thus gets
-    each single modality with probability 1/6 and each larger subset with 1/8.
-
-    Args:
-        presence: (B, M), True where the row has the modality.
-        dropout: In [0, 1).
-
-    Returns:
-        (B, M), True where the modality is kept.
-    """
-    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
-    kept = presence & (draw >= dropout)
-    lucky = F.one_hot(draw.argmax(dim=1), presence.shape[1]).bool() & presence
-    return torch.where(kept.any(dim=1, keepdim=True), kept, lucky)
+def _kept(presence: torch.BoolTensor, modality_mask: torch.Tensor | None) -> torch.BoolTensor:
+    """(B, M), True where a row has a modality and the mask keeps it."""
+    if modality_mask is None:
+        return presence
+    if modality_mask.shape != presence.shape:
+        raise ValueError(
+            f"`modality_mask` must be of shape {tuple(presence.shape)}, as in `encoder_outputs`, "
+            f"got {tuple(modality_mask.shape)}"
+        )
+    return presence & modality_mask.to(presence.device).bool()
 
 
 def _placed(

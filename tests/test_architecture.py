@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("configuration", "modeling", "fusion", "processing", "pipeline", "explanation")
+PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "pipeline", "explanation")
 TRAVELLING = tuple(f"{part}_mmfusion" for part in PARTS)
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
-    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion"],
+    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion"],
     "fusion_mmfusion": ["configuration_mmfusion"],
     "pipeline_mmfusion": ["explanation_mmfusion"],
 }
@@ -28,7 +28,7 @@ HEAVY = {
 }  # fmt: skip
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
-MAX_LINES_OF = {"modeling_mmfusion.py": 860, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
+MAX_LINES_OF = {"modeling_mmfusion.py": 870, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -34,8 +34,8 @@ from modeling_mmfusion import (
     MMFusionModel,
     grid_positions,
     receptive_field,
-    sample_subsets,
 )
+from objectives_mmfusion import sample_subsets
 
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(MODALITIES, size)]
 ARGUMENTS = {
@@ -434,7 +434,7 @@ def test_rows_labelled_minus_100_do_not_count(model, inputs):
     output = model(**inputs, labels=ignored)
     keep = [0, 2, 4]
     assert_close(output.loss, F.cross_entropy(output.logits[keep], LABELS[keep]))
-    assert model(**inputs, labels=torch.full((5,), -100)).loss.isnan()  # the mean of nothing: a trainer skips it
+    assert model(**inputs, labels=torch.full((5,), -100)).loss == 0  # a batch without labels teaches nothing
 
 
 def test_training_adds_the_loss_of_a_second_view_with_fewer_modalities(inputs):
