@@ -118,7 +118,8 @@ def test_a_row_that_lacks_one_of_a_pair_does_not_ask_for_it_and_is_no_answer():
     text, audio = unit([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]), vectors  # the third sound, which is not there, fits
     whole = {name: torch.tensor([True, True]) for name in presence}
     with_gap = contrastive_loss({"text": text, "audio": audio}, presence)
-    torch.testing.assert_close(with_gap, contrastive_loss({"text": text[:2], "audio": audio[:2]}, whole))
+    without = contrastive_loss({"text": text[:2], "audio": audio[:2]}, whole)
+    torch.testing.assert_close(with_gap, without, rtol=0, atol=1e-4)
     nobody = {"text": torch.tensor([True] * 3), "audio": torch.tensor([False] * 3)}
     assert contrastive_loss({"text": text, "audio": audio}, nobody) == 0
 
