@@ -4,17 +4,25 @@
     python evaluation.py outputs/emotion --data_file emotion/validation.csv --text_column utterance \\
         --image_column face --audio_column speech --label_column emotion --output_file metrics.json
     python evaluation.py owner/model --revision 1a2b3c4 --data_file owner/data --split test
+    python evaluation.py outputs/demo --data_file demo_data/test.csv --task retrieval   # does a text find its sound?
 
 The towers run once a row and only the fusion again for each subset. Labels are those of the model's config; a row
-whose label the model does not know is an error. Exit code 2 for a wrong call, 1 for a failure.
+whose label the model does not know is an error; retrieval needs none, and says less without. Exit code 2 for a wrong
+call, 1 for a failure.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_label_arguments, add_model_arguments, exit_code, number
 from cli.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TASKS = ("classification", "retrieval", "both")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,6 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data_file", required=True, help="table with labels: .csv, .tsv, .jsonl, .parquet, a folder, a Hub data set")
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
+    add("--task", choices=TASKS, default="classification",
+        help="what is measured: answers, how well each modality finds another, or both; default: classification")  # fmt: skip
     add_column_arguments(parser)
     add_label_arguments(parser)
     add("--max_eval_samples", type=number(int, 1), help="use only the first rows, this many; default: all")
@@ -32,8 +42,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=32,
         help="rows a batch on each device; default: 32",
     )
+    add("--target_accuracy", type=number(float, 0, 1.000001), help="say how sure an answer must be for answers to be "
+        "right this often: what to give `predict.py --reject_below`; default: do not")  # fmt: skip
     add("--output_file", type=Path, help="write the numbers here as JSON, replacing what is there; default: do not")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.target_accuracy is not None and args.task == "retrieval":
+        parser.error("--target_accuracy and --task retrieval exclude each other: nothing is answered there")
+    return args
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -44,7 +59,6 @@ def run(args: argparse.Namespace) -> dict:
     from cli.loading import load_model, pick_device
     from cli.tables import open_table
     from data import Collator, Columns, FusionDataset, LabelMap
-    from metrics.subsets import evaluate_subsets, format_table, warnings
 
     accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
     model, processor = load_model(args.model, revision=args.revision, device=args.device)
@@ -55,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
         model,
         processor,
         columns=Columns(args.text_column, args.image_column, args.audio_column, args.label_column),
-        labels=labels,
+        labels=None if args.task == "retrieval" else labels,  # which needs none
         split=args.split,
         config_name=args.dataset_config_name,
         allow_outside=args.allow_outside_paths,
@@ -63,20 +77,37 @@ def run(args: argparse.Namespace) -> dict:
         on_bad_cell=args.on_bad_cell,
     )
 
-    dataset = FusionDataset(table, labels, processor, cache_bytes=0)  # every row is read once
+    # Every row is read once: nothing is worth keeping.
+    dataset = FusionDataset(table, labels if table.has_labels else None, processor, cache_bytes=0)
     loader = DataLoader(
         dataset, args.per_device_eval_batch_size, collate_fn=Collator(processor), num_workers=args.num_workers
     )
-    result = evaluate_subsets(model, accelerator.prepare(loader), accelerator=accelerator)
+    result, report = measure(args.task, model, accelerator.prepare(loader), accelerator, args.target_accuracy)
 
     if accelerator.is_main_process:
-        print(format_table(result))
-        for sentence in warnings(result):
-            print(f"\nwarning: {sentence}")
+        print(report)
         if args.output_file is not None:
             with replacing(args.output_file) as path:
                 write_json(path, result)
     return result
+
+
+def measure(
+    task: str, model, loader, accelerator: "Accelerator", target_accuracy: float | None = None
+) -> tuple[dict, str]:
+    """Give the numbers of a task, ready for JSON, and what is printed of them."""
+    from metrics import coverage, retrieval, subsets
+
+    result, parts = {}, []
+    if task != "retrieval":
+        result = subsets.evaluate_subsets(model, loader, accelerator=accelerator, target_accuracy=target_accuracy)
+        parts += [subsets.format_table(result), *coverage.describe(result, target_accuracy)]
+        parts += [f"warning: {sentence}" for sentence in subsets.warnings(result)]
+    if task != "classification":
+        found = result["retrieval"] = retrieval.evaluate_retrieval(model, loader, accelerator=accelerator)
+        sentences = retrieval.retrieval_warnings(found)
+        parts += [retrieval.format_retrieval(found), *(f"warning: {sentence}" for sentence in sentences)]
+    return result, "\n\n".join(parts)
 
 
 def main(argv: list[str] | None = None) -> int:

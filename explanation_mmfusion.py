@@ -265,7 +265,7 @@ def describe_modalities(model, table: torch.Tensor, presence: Sequence[bool], la
         "function": score_function(model.config),
         "modalities": {name: here[name] for name in model.config.modalities},
         "subsets": {name: entries[:top_k] for name, entries in ranked.items()},
-        "disagreement": _disagreement(model, ranked, labels[label]),
+        "disagreement": disagreement(model, ranked, labels[label]),
     }
 
 
@@ -281,7 +281,7 @@ def _subset_name(subset: tuple[bool, ...]) -> str:
     return "+".join(name for name, there in zip(MODALITIES, subset, strict=True) if there)
 
 
-def _disagreement(model, ranked: dict[str, list[dict]], label: str) -> str | None:
+def disagreement(model, ranked: dict[str, list[dict]], label: str) -> str | None:
     """One sentence when two present modalities, each alone, say different things; None when they agree.
 
     Single-label: their best labels differ. Multi-label: one gives the explained label, another does not. Numbers of a

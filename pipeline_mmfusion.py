@@ -16,13 +16,32 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 try:
-    from .explanation_mmfusion import FUNCTIONS, contributions, explain_rows, ranked_labels, score_function, scores_of
+    from .explanation_mmfusion import (
+        FUNCTIONS,
+        MODALITIES,
+        contributions,
+        disagreement,
+        explain_rows,
+        ranked_labels,
+        score_function,
+        scores_of,
+    )
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
-    from explanation_mmfusion import FUNCTIONS, contributions, explain_rows, ranked_labels, score_function, scores_of
+    from explanation_mmfusion import (
+        FUNCTIONS,
+        MODALITIES,
+        contributions,
+        disagreement,
+        explain_rows,
+        ranked_labels,
+        score_function,
+        scores_of,
+    )
 
 TASK = "multimodal-classification"
+OPINION_THRESHOLD = 0.5
 
 
 class MMFusionPipeline(Pipeline):
@@ -50,13 +69,24 @@ class MMFusionPipeline(Pipeline):
                 (path, bytes or {"array", "sampling_rate"}), or a list, data set or generator of such dicts. A missing
                 key, None and blank text are the same: that modality is absent.
             **kwargs: `top_k`, number of labels returned, all by default; `function_to_apply`, one of softmax, sigmoid
-                and none, by default what the model was trained for; `batch_size`; `num_workers`.
+                and none, by default what the model was trained for; `reject_below`, a probability below which the
+                answer is that there is none; `opinions`, whether to say what each modality by itself says, and
+                whether they disagree; `opinion_threshold`, from which probability one has a say in that, 0.5 by
+                default; `batch_size`; `num_workers`.
 
         Returns:
             For a dict, a list of {"label", "score"}, best first; for many, a list (or generator) of such lists.
 
+            An answer that `reject_below` refuses is [{"label": None, "score"}]: the score is the best label's
+            probability, of a multi-label model that of its least sure yes or no.
+
+            With `opinions`, in place of each list {"labels": the list, "opinions": {"text": such a list of what the
+            text by itself says, …}, "disagrees": bool, "disagreement": a sentence or None}. It is asked of the
+            modalities' own heads where the model has them, else of the fusion, with one modality at a time.
+
         Raises:
-            ValueError: No modality, an unknown key, a modality the model lacks, or a cell that cannot be opened.
+            ValueError: No modality, an unknown key, a modality the model lacks, or a cell that cannot be opened; an
+                option out of its range, or probabilities are needed and the model predicts numbers.
             FileNotFoundError: No file at a path.
         """
         if isinstance(inputs, (list, tuple)):
@@ -66,14 +96,28 @@ class MMFusionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
-        self, top_k: int | None = None, function_to_apply: str | None = None
+        self,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        reject_below: float | None = None,
+        opinions: bool | None = None,
+        opinion_threshold: float | None = None,
     ) -> tuple[dict, dict, dict]:
         if top_k is not None:
             _check_count("top_k", top_k)
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f"`function_to_apply` is {function_to_apply!r}; allowed are {', '.join(FUNCTIONS)}")
-        given = {"top_k": top_k, "function_to_apply": function_to_apply}
-        return {}, {}, {name: value for name, value in given.items() if value is not None}
+        function = function_to_apply or score_function(self.model.config)
+        _check_share("reject_below", reject_below, function)
+        _check_share("opinion_threshold", opinion_threshold, function)
+        if opinions and score_function(self.model.config) == "none":
+            raise ValueError("`opinions` needs probabilities, and here the answers are plain numbers; leave it out")
+        given = {
+            "top_k": top_k, "function_to_apply": function_to_apply, "reject_below": reject_below,
+            "opinion_threshold": opinion_threshold,
+        }  # fmt: skip
+        given = {name: value for name, value in given.items() if value is not None}
+        return {}, {} if opinions is None else {"opinions": opinions}, given
 
     def preprocess(self, sample: Mapping) -> dict[str, Any]:
         """Opens the cells of one sample; what is absent stays None."""
@@ -111,18 +155,83 @@ class MMFusionPipeline(Pipeline):
         columns = {name: [sample[name] for sample in samples] for name in ("text", "images", "audio")}
         return dict(self.processor(**columns, sampling_rate=self.processor.audio_sampling_rate, return_tensors="pt"))
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"logits": self.model(**model_inputs).logits}
+    def _forward(self, model_inputs: dict[str, torch.Tensor], opinions: bool = False) -> dict[str, torch.Tensor]:
+        if not opinions:
+            return {"logits": self.model(**model_inputs).logits}
+        encoded = self.model.encode(**model_inputs)
+        output = self.model(encoder_outputs=encoded)
+        return {
+            "logits": output.logits,
+            "alone": logits_alone(self.model, encoded, output.unimodal_logits),
+            "presence": encoded.modality_mask,
+        }
 
     def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = None, function_to_apply: str | None = None
-    ) -> list[dict[str, Any]]:
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        reject_below: float | None = None,
+        opinion_threshold: float = OPINION_THRESHOLD,
+    ) -> list[dict[str, Any]] | dict[str, Any]:
         """Scores and ranks the labels of one sample."""
-        config = self.model.config
-        scores = scores_of(model_outputs["logits"][0].float(), function_to_apply or score_function(config))
+        function = function_to_apply or score_function(self.model.config)
+        scores = scores_of(model_outputs["logits"][0].float(), function)
         if not torch.isfinite(scores).all():
             raise ValueError("the model answered with NaN or infinite scores; its weights are damaged or overflow")
-        return ranked_labels(scores, config.id2label)[:top_k]
+        labels = ranked_labels(scores, self.model.config.id2label)[:top_k]
+        if reject_below is not None and (sure := sureness(scores, function)) < reject_below:
+            labels = [{"label": None, "score": sure}]
+        if "alone" not in model_outputs:
+            return labels
+        function = score_function(self.model.config)
+        alone = scores_of(model_outputs["alone"][0].float(), function)  # (M, L)
+        said = {name: alone[i] for i, name in enumerate(MODALITIES) if model_outputs["presence"][0, i]}
+        return {"labels": labels, **self._opinions(said, function, opinion_threshold, top_k)}
+
+    def _opinions(
+        self, said: dict[str, torch.Tensor], function: str, threshold: float, top_k: int | None
+    ) -> dict[str, Any]:
+        names = self.model.config.id2label
+        ranked = {name: ranked_labels(scores, names) for name, scores in said.items()}
+        asked, label = confident(said, function, threshold)
+        sentence = disagreement(self.model, {name: ranked[name] for name in asked}, names[label])
+        return {
+            "opinions": {name: entries[:top_k] for name, entries in ranked.items()},
+            "disagrees": sentence is not None,
+            "disagreement": sentence,
+        }
+
+    def opinions_batch(
+        self, model_inputs: Mapping, opinion_threshold: float = OPINION_THRESHOLD
+    ) -> dict[str, torch.Tensor]:
+        """Answers and what each modality by itself says of a ready batch, on the CPU: for whole tables.
+
+        Args:
+            model_inputs: From the processor.
+            opinion_threshold: As for `__call__`.
+
+        Returns:
+            `scores` (B, L); `opinions` (B, 3, L), columns text, image, audio, NaN where a row lacks the modality;
+            `disagrees` (B,) True where they disagree.
+        """
+        function = score_function(self.model.config)
+        _check_share("opinion_threshold", opinion_threshold, function)
+        with self.device_placement(), torch.no_grad():
+            outputs = self._forward(self.ensure_tensor_on_device(**model_inputs), opinions=True)
+        outputs = {name: value.cpu() for name, value in outputs.items()}
+        alone = scores_of(outputs["alone"].double(), function)
+        rows = [
+            {name: scores[i] for i, name in enumerate(MODALITIES) if presence[i]}
+            for scores, presence in zip(alone, outputs["presence"], strict=True)
+        ]
+        return {
+            "scores": scores_of(outputs["logits"].double(), function),
+            "opinions": alone.masked_fill(~outputs["presence"][..., None], float("nan")),
+            "disagrees": torch.tensor(
+                [self._opinions(said, function, opinion_threshold, 1)["disagrees"] for said in rows]
+            ),
+        }
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> list:
         batch = self._collate([self.preprocess(inputs, **preprocess_params)])
@@ -232,6 +341,66 @@ class MMFusionPipeline(Pipeline):
 
     def _collate_on_device(self, cells: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.ensure_tensor_on_device(**self._collate(cells))
+
+
+# -- what a modality says by itself -----------------------------------------------------------------------------------
+
+
+def logits_alone(model, encoder_outputs: Any, unimodal_logits: torch.Tensor | None) -> torch.Tensor:
+    """What each modality by itself says (B, M, L), 0 where a row lacks it.
+
+    Args:
+        model: The classifier.
+        encoder_outputs: From `model.encode`.
+        unimodal_logits: (B, M, L) of the modalities' own heads; None: the fusion is asked, with one at a time.
+    """
+    presence, config = encoder_outputs.modality_mask, model.config
+    if unimodal_logits is not None:
+        temperatures = getattr(config, "unimodal_temperatures", None) or {}
+        divisors = torch.tensor([temperatures.get(name, 1.0) for name in MODALITIES], device=presence.device)
+        return unimodal_logits / divisors[:, None].to(unimodal_logits.dtype)
+    masks = torch.eye(len(MODALITIES), dtype=torch.long, device=presence.device)
+    each = [
+        model(encoder_outputs=encoder_outputs, modality_mask=mask.expand_as(presence)).logits
+        if name in config.modalities
+        else torch.zeros(len(presence), config.num_labels, device=presence.device, dtype=encoder_outputs.tokens.dtype)
+        for name, mask in zip(MODALITIES, masks, strict=True)
+    ]
+    return torch.stack(each, dim=1) * presence[..., None]
+
+
+def confident(said: dict[str, torch.Tensor], function: str, threshold: float) -> tuple[list[str], int]:
+    """Which modalities are sure enough to have a say, and the label that they may disagree about.
+
+    Args:
+        said: Modality -> scores (L,) of what it says by itself.
+        function: How logits became scores.
+        threshold: Of one of several classes its probability, of a yes or no that of the answer given.
+
+    Returns:
+        (Names, number of the label); with a sigmoid it is the label on which their answers lie farthest apart.
+    """
+    table = torch.stack([*said.values()])  # (modalities that are there, L)
+    if function == "softmax":
+        return [name for name, scores in said.items() if scores.max() >= threshold], int(table[0].argmax())
+    sure = torch.maximum(table, 1 - table) >= threshold
+    yes = table.masked_fill(~sure, 0.0).amax(dim=0)
+    label = int((yes - table.masked_fill(~sure, 1.0).amin(dim=0)).argmax())
+    return [name for name, is_sure in zip(said, sure[:, label].tolist(), strict=True) if is_sure], label
+
+
+def sureness(scores: torch.Tensor, function: str) -> float:
+    """How sure an answer (L,) is: the best label's probability; of yes and no for each label, the least sure one's."""
+    return (scores.max() if function == "softmax" else torch.maximum(scores, 1 - scores).min()).item()
+
+
+def _check_share(name: str, value: Any, function: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value!r}; allowed are numbers from 0 to 1")
+    if function == "none":
+        raise ValueError(f"`{name}` needs probabilities, and here the answers are plain numbers; leave it out")
 
 
 def _check_count(name: str, value: Any) -> None:

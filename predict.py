@@ -8,6 +8,8 @@ Any subset of the modalities is enough. A scored table keeps the columns of the 
 in it as bytes are left out), in the same order, and adds `prediction`, `score` and a `probability_…` column for each
 label. With `--explain` it also gets `contribution_text`, `contribution_image` and `contribution_audio` (those that the
 model reads): what each modality added to the score of the best label, or of `--label`; empty where the row lacks it.
+With `--opinions` it also gets `disagrees`, and `opinion_text`, `opinion_image` and `opinion_audio`: what each modality
+by itself says. `--reject_below P` leaves `prediction` empty where the model is less sure than that.
 Exit code 2 for a wrong call, 1 for a failure.
 """
 
@@ -48,6 +50,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_column_arguments(group)
     add("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
 
+    add = parser.add_argument_group("whether to trust it").add_argument
+    add("--reject_below", type=number(float, 0, 1.000001), help="answer nothing where the best label's probability "
+        "(of several labels, that of the least sure yes or no) is below this; default: always answer")  # fmt: skip
+    add("--opinions", action=argparse.BooleanOptionalAction, default=False,
+        help="whether to say what each modality says by itself, and whether they disagree; default: no")  # fmt: skip
+    add("--opinion_threshold", type=number(float, 0, 1.000001),
+        help="--opinions: how sure a modality must be to disagree; default: 0.5")  # fmt: skip
+
     add = parser.add_argument_group("why").add_argument
     add("--explain", action=argparse.BooleanOptionalAction, default=False,
         help="whether to say what each modality gave and, of a sample, what mattered in it; default: no")  # fmt: skip
@@ -71,10 +81,20 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error(f"{', '.join(sample)} and --data_file exclude each other: one sample or a table")
     if args.data_file is not None and args.output_file is None:
         parser.error("--data_file needs --output_file: where the scored table goes (.csv, .jsonl or .parquet)")
+    _check_trust_usage(parser, args)
     _check_explanation_usage(parser, args)
     if args.output_file is not None and args.output_file.suffix.lower() not in WRITERS:
         allowed = ", ".join(WRITERS)
         parser.error(f"--output_file ends in `{args.output_file.suffix}`; allowed are {allowed}")
+
+
+def _check_trust_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.opinion_threshold is not None and not args.opinions:
+        parser.error("--opinion_threshold without --opinions: nobody is asked")
+    if args.opinions and args.explain:
+        parser.error("--opinions and --explain exclude each other: an explanation says what each subset says")
+    if args.explain and args.reject_below is not None and args.data_file is None:
+        parser.error("--reject_below and --explain of one sample exclude each other: an explanation is of a label")
 
 
 def _check_explanation_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -97,23 +117,33 @@ def predict_sample(args: argparse.Namespace) -> list[dict] | dict:
     given = {name: getattr(args, name) for name in ("text", "image", "audio")}
     sample = {name: value for name, value in given.items() if value is not None}
     if not args.explain:
-        from cli.loading import load_pipeline
-
-        return load_pipeline(args.model, revision=args.revision, device=args.device)(sample, top_k=args.top_k)
+        asked = {"reject_below": args.reject_below, "opinion_threshold": args.opinion_threshold}
+        asked |= {"opinions": True} if args.opinions else {}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        classify = load_classifier(args, "opinions_batch" if asked else None)
+        return classify(sample, top_k=args.top_k, **asked)
     chosen = {"label": args.label, "method": args.explain_method, "num_steps": args.explain_steps}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return load_explainer(args).explain(sample, top_k=args.top_k, **chosen)
+    return load_classifier(args, "explain").explain(sample, top_k=args.top_k, **chosen)
 
 
-def load_explainer(args: argparse.Namespace):
-    """Give the model's pipeline, and refuse one from before there were explanations."""
+# What a pipeline of an older folder may lack: its method -> (what it is, the flags that need it).
+LACKING = {
+    "explain": ("explanations", "`--explain`"),
+    "opinions_batch": ("opinions", "`--opinions` and `--reject_below`"),
+}
+
+
+def load_classifier(args: argparse.Namespace, method: str | None):
+    """Give the model's pipeline, and refuse one from before it had this method."""
     from cli.loading import load_pipeline
 
     classify = load_pipeline(args.model, revision=args.revision, device=args.device)
-    if not hasattr(classify, "explain"):
+    if method is not None and not hasattr(classify, method):
+        what, flags = LACKING[method]
         raise ValueError(
-            f"`{args.model}` was saved without explanations: copy `pipeline_mmfusion.py` and "
-            "`explanation_mmfusion.py` of this repository into it, or leave out `--explain`."
+            f"`{args.model}` was saved without {what}: copy `pipeline_mmfusion.py` and "
+            f"`explanation_mmfusion.py` of this repository into it, or leave out {flags}."
         )
     return classify
 
@@ -130,9 +160,11 @@ def predict_table(args: argparse.Namespace) -> int:
     from cli.loading import load_model
     from cli.tables import open_table
     from data import Collator, Columns, FusionDataset
+    from metrics.coverage import sureness
     from metrics.subsets import problem_type
 
-    classify = load_explainer(args) if args.explain else None
+    needed = "explain" if args.explain else "opinions_batch" if args.opinions else None
+    classify = None if needed is None else load_classifier(args, needed)
     if classify is None:
         model, processor = load_model(args.model, revision=args.revision, device=args.device)
     else:
@@ -149,7 +181,8 @@ def predict_table(args: argparse.Namespace) -> int:
     )
     kept = kept_columns(args, table)
     problem, id2label = problem_type(model.config), model.config.id2label
-    new_names = [*prediction_columns(problem, id2label, None), *(contribution_names(model) if args.explain else [])]
+    refuse_numbers(args, problem)
+    new_names = [*prediction_columns(problem, id2label, None), *more_names(args, model)]
     refuse_taken_names(args.data_file, kept.column_names, new_names)
 
     loader = DataLoader(
@@ -158,8 +191,15 @@ def predict_table(args: argparse.Namespace) -> int:
         collate_fn=Collator(processor),
         num_workers=args.num_workers,
     )
-    scores, shares = score_rows(model, loader) if classify is None else explain_table(classify, loader, args.label)
-    for name, values in {**prediction_columns(problem, id2label, scores), **shares}.items():
+    if args.explain:
+        scores, more = explain_table(classify, loader, args.label)
+    else:
+        scores, more = score_rows(model, loader) if classify is None else ask_table(args, classify, loader)
+    columns = prediction_columns(problem, id2label, scores)
+    if args.reject_below is not None:
+        is_sure = (sureness(problem, scores) >= args.reject_below).tolist()
+        columns["prediction"] = [v if sure else None for v, sure in zip(columns["prediction"], is_sure, strict=True)]
+    for name, values in {**columns, **more}.items():
         kept = kept.append_column(name, [values])
     with replacing(args.output_file) as path, WRITERS[args.output_file.suffix.lower()](path) as write:
         write(kept)
@@ -175,8 +215,42 @@ def score_rows(model, loader) -> tuple["np.ndarray", dict[str, list]]:
     return probabilities(problem_type(model.config), predicted.logits[subset_name(everything)]), {}
 
 
+def refuse_numbers(args: argparse.Namespace, problem: str) -> None:
+    """Refuse to ask a model that predicts numbers how sure it is."""
+    asked = {"--reject_below": args.reject_below is not None, "--opinions": args.opinions}
+    if problem == "regression" and (flags := [flag for flag, is_asked in asked.items() if is_asked]):
+        raise ValueError(f"`{flags[0]}` needs probabilities, and `{args.model}` predicts numbers; leave it out")
+
+
+def more_names(args: argparse.Namespace, model) -> list[str]:
+    """Give the columns that are asked for beside the prediction."""
+    if args.opinions:
+        return ["disagrees", *(f"opinion_{name}" for name in model.config.modalities)]
+    return contribution_names(model) if args.explain else []
+
+
 def contribution_names(model) -> list[str]:
     return [f"contribution_{name}" for name in model.config.modalities]
+
+
+def ask_table(args: argparse.Namespace, classify, loader) -> tuple["np.ndarray", dict[str, list]]:
+    """Give (rows, labels) scores, and what each modality by itself says, None where the row lacks it."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from metrics.subsets import MODALITIES, problem_type
+
+    config = classify.model.config
+    options = {} if args.opinion_threshold is None else {"opinion_threshold": args.opinion_threshold}
+    parts = [classify.opinions_batch(batch, **options) for batch in tqdm(loader, desc="predicting", unit="batch")]
+    whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    columns = {"disagrees": whole["disagrees"].tolist()}
+    for name in config.modalities:
+        scores = whole["opinions"][:, MODALITIES.index(name)]  # (rows, labels)
+        said = prediction_columns(problem_type(config), config.id2label, scores)["prediction"]
+        absent = (scores != scores).all(axis=1).tolist()  # NaN is not itself
+        columns[f"opinion_{name}"] = [None if gone else value for value, gone in zip(said, absent, strict=True)]
+    return whole["scores"], columns
 
 
 def explain_table(classify, loader, label: str | None) -> tuple["np.ndarray", dict[str, list]]:

@@ -27,9 +27,10 @@ EXAMPLES = """examples:
 
 # Not what the numbers depend on, or said elsewhere.
 NOT_RECORDED = (
-    "command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub", "checkpointing_steps",
-    "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "report_to", "resume_from_checkpoint",
-    "with_tracking",
+    "cache_dir", "command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub",
+    "checkpointing_steps",
+    "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "prefetch_factor", "report_to",
+    "resume_from_checkpoint", "with_tracking",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def run(args) -> Path:
     from training.publishing import publish, sign_in_early
     from training.records import complete
     from training.resuming import Keeper
+    from training.setup import say
 
     account = sign_in_early(args)
     accelerator = make_accelerator(args)
@@ -57,91 +59,63 @@ def run(args) -> Path:
 
 
 def train(args, accelerator, keeper) -> BaseException | None:
-    """The story in run order; what interrupted it, where a model was saved all the same."""
-    from accelerate.utils import set_seed
-
-    from training.loop import Run, fit
-    from training.optimization import make_optimizer, make_scheduler, number_of_steps
+    """Make ready, fit, finish; what interrupted it, where a model was saved all the same."""
+    from training.batch_size import telling_memory
+    from training.loop import fit
     from training.records import Records
-    from training.rows import open_rows
-    from training.start import choose_start
+    from training.setup import set_up
 
-    set_seed(args.seed)
-
-    # What there is to learn from.
-    start = choose_start(args)
-    train_rows, validation_rows, labels = open_rows(args, reads=start.reads)
-    count = "?" if train_rows.num_rows is None else f"{train_rows.num_rows:,}"
-    say(accelerator, f"{labels.describe()}\n{count} rows to train on, {validation_rows.num_rows:,} held out")
-
-    # The model and what prepares its inputs.
-    towers = start.towers(train_rows)
-    for rows in (train_rows, validation_rows) if args.check_cells else ():
-        say(accelerator, rows.check(args, towers.processor, progress=accelerator.is_local_main_process))
-    keeper.take_rows(train_rows, validation_rows)
-    model = start.model(towers, labels)
-    say(accelerator, describe_model(model, towers, start.origin))
-
-    loaders = [rows.loader(args, accelerator, towers.processor, labels) for rows in (train_rows, validation_rows)]
-    optimizer = make_optimizer(args, model, towers)
-    steps = number_of_steps(args, loaders[0], accelerator)
-    scheduler = make_scheduler(args, optimizer, steps, accelerator.num_processes)
-    model, optimizer, scheduler, *loaders = accelerator.prepare(model, optimizer, scheduler, *loaders)
-
-    whole = Run(args, accelerator, model, optimizer, scheduler, *loaders, steps, train_rows)
-    with Records(args, accelerator, keeper.log_file if keeper.is_on else None) as records:
-        best, history, interruption = fit(whole, keeper, records)
+    setup = set_up(args, accelerator, keeper)
+    log_file = keeper.log_file if keeper.is_on else None
+    with setup.run.averaging, Records(args, accelerator, log_file) as records:
+        with telling_memory(args):
+            best, history, interruption = fit(setup.run, keeper, records)
         if accelerator.is_main_process and interruption is None:
             keeper.finish()
-        finish(args, accelerator, model, towers, labels, loaders[1], best, history, (train_rows, validation_rows))
+        finish(args, setup, best, history)
     if accelerator.is_main_process:
         records.save(args.output_dir)
     return interruption
 
 
-def describe_model(model, towers, origin: str) -> str:
-    """Lines for people: each part with its size and where it comes from."""
-    from modeling_mmfusion import TOWERS
-
-    parts = [
-        (m, getattr(model.mmfusion, TOWERS[m]), towers.pretrained.get(m, "from scratch")) for m in towers.encoders
-    ]
-    parts.append(("fusion", model.mmfusion.fusion, origin))
-    lines = []
-    for name, part, origin in parts:
-        size = sum(p.numel() for p in part.parameters()) / 1e6
-        frozen = "" if any(p.requires_grad for p in part.parameters()) else ", frozen"
-        lines.append(f"  {name:<7}{size:8.2f} M parameters  {type(part).__name__}, {origin}{frozen}")
-    return "\n".join(lines)
-
-
 # == The end ==========================================================================================================
 
 
-def finish(args, accelerator, model, towers, labels, validation_loader, best, history, rows):
+def finish(args, setup, best: dict, history: dict):
     """Go back to the best weights, measure every subset of modalities, and leave a complete model folder."""
+    from metrics.calibration import describe_calibration, evaluate_calibrated
     from metrics.subsets import evaluate_subsets, format_table, warnings
+    from training.adapters import finish_adapter
     from training.folder import save_model_folder
+    from training.setup import say
+    from training.sharding import load_weights, undivided
     from training.workers import telling_faults
 
-    bare = accelerator.unwrap_model(model)
-    bare.load_state_dict(best["state"])
+    accelerator, validation_loader = setup.run.accelerator, setup.run.validation_loader
+    bare = accelerator.unwrap_model(setup.run.model)
+    load_weights(bare, best["state"])
+
+    def save(folder: Path, metrics: dict):
+        config = training_config(args, accelerator, setup.towers, setup.labels, *setup.rows)
+        whole = undivided(bare, best["state"])
+        save_model_folder(folder, whole, setup.towers.processor, training_config=config, metrics=metrics)
+
+    if args.lora:
+        finish_adapter(args, accelerator, bare, save)
+    measured = {"accelerator": accelerator, "progress": accelerator.is_local_main_process}
     with telling_faults(validation_loader):
-        metrics = evaluate_subsets(
-            model, validation_loader, accelerator=accelerator, progress=accelerator.is_local_main_process
-        )
+        if args.calibrate:
+            metrics = evaluate_calibrated(setup.run.model, validation_loader, seed=args.seed, **measured)
+        else:
+            metrics = evaluate_subsets(setup.run.model, validation_loader, **measured)
     say(accelerator, format_table(metrics))
+    if (sentence := describe_calibration(metrics)) is not None:
+        say(accelerator, sentence)
     for sentence in warnings(metrics):
         say(accelerator, f"warning: {sentence}")
     if accelerator.is_main_process:
         metrics["training"] = history
-        save_model_folder(
-            args.output_dir,
-            bare,
-            towers.processor,
-            training_config=training_config(args, accelerator, towers, labels, *rows),
-            metrics=metrics,
-        )
+        save(args.output_dir, metrics)
         minutes = history["seconds"] / 60
         print(f"{minutes:.1f} minutes of training; the model is in {args.output_dir}")
     accelerator.wait_for_everyone()
@@ -152,6 +126,7 @@ def training_config(args, accelerator, towers, labels, train_rows, validation_ro
     import importlib.metadata
 
     packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "soundfile", "soxr", "pillow")
+    packages += ("peft",) if args.lora else ()
     return {
         "command": args.command,
         "arguments": {name: public(value) for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED},
@@ -167,11 +142,6 @@ def training_config(args, accelerator, towers, labels, train_rows, validation_ro
         "device": accelerator.device.type,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def say(accelerator, text: str):
-    if accelerator.is_main_process:
-        print(text, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

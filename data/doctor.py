@@ -186,7 +186,7 @@ def read_splits(args: argparse.Namespace) -> "dict[str, Table]":
     options = {"columns": columns, "allow_outside": args.allow_outside_paths}
     tables = {"train": read_table(args.table, config_name=args.dataset_config_name, **options)}
     origin = tables["train"].origin
-    if origin:
+    if "split" in origin:
         tables = {origin["split"]: tables["train"]}
         hub_set = find_hub_set(origin["hub_id"], config_name=args.dataset_config_name, revision=origin["revision"])
         others = [split for split in hub_set.splits if split != origin["split"]]

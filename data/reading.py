@@ -12,12 +12,14 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.remote import fetch_shards, local_path
 from data.source import Shard, Source
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ def open_source(
         FileNotFoundError: nothing is there, neither on disk nor on the Hub.
         ValueError: what is there is not a table, or `split` / `config_name` / `revision` do not apply to it.
     """
+    name = str(source)
+    if "://" in name:
+        _refuse_hub_options(name, split=split, config_name=config_name, revision=revision)
+        if (here := local_path(name)) is None:
+            return _open_remote(name)
+        source = here
     path, name = Path(source).expanduser(), str(source)
     if path.is_dir():
         _refuse_hub_options(name, config_name=config_name, revision=revision)
@@ -65,10 +73,18 @@ def _open_hub(name: str, split: str | None, config_name: str | None, revision: s
         ) from error
 
 
+def _open_remote(name: str) -> Source:
+    remote = fetch_shards(name)
+    addresses = dict(zip(remote.paths, remote.addresses, strict=True))
+    source = _open_parquet(list(remote.paths), name, addresses)
+    shards = tuple(Shard(addresses[shard.name], None, shard.first_row) for shard in source.shards)
+    return replace(source, shards=shards, origin=remote.origin)
+
+
 def _what_is_read() -> str:
     return (
-        f"a file ({', '.join(SUFFIXES)}), a folder with {' / '.join(METADATA_NAMES)}, a glob of .parquet files, "
-        "or the name of a data set on the Hub (`owner/name`)"
+        f"a file ({', '.join(SUFFIXES)}), a folder with {' / '.join(METADATA_NAMES)}, a glob of .parquet files (here "
+        "or at hf://, s3:// …), or the name of a data set on the Hub (`owner/name`)"
     )
 
 
@@ -281,19 +297,25 @@ def _refuse_mixed_types(path: Path, column: str, values: list[Any]) -> None:
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _open_parquet(paths: list[str], name: str) -> Source:
-    shards, schema, first_row = [], None, 0
+def _open_parquet(paths: list[str], name: str, called: dict[str, str] | None = None) -> Source:
+    """Opens shards as one table; `called` says what messages call those that were fetched from elsewhere."""
+    shards, schema, first_row, called = [], None, 0, called or {path: path for path in paths}
     for path in paths:
         footer = _parquet_footer(Path(path))
         if schema is not None and set(footer.schema_arrow.names) != set(schema.names):
-            raise ValueError(f"`{path}` has other columns than `{paths[0]}`. Shards of a table have the same columns.")
+            raise ValueError(
+                f"`{called[path]}` has other columns than `{called[paths[0]]}`. Shards of a table have the same "
+                "columns."
+            )
         schema = footer.schema_arrow if schema is None else schema
-        shards.append(Shard(path, Path(path).parent.resolve(), first_row))
+        if footer.metadata.num_rows:  # `datasets` fails on those without rows, and Spark writes such ones
+            shards.append(Shard(path, Path(path).parent.resolve(), first_row))
         first_row += footer.metadata.num_rows
     _refuse_duplicates(Path(name), schema.names)
-    if first_row == 0:  # `datasets` fails on tables without rows
+    if first_row == 0:
         raise ValueError(f"`{name}` has no rows. Give a table with at least one row.")
-    return Source(name, tuple(shards), schema.names, lambda columns: _load_parquet(paths, name, schema, columns), {})
+    filled = [shard.name for shard in shards]
+    return Source(name, tuple(shards), schema.names, lambda columns: _load_parquet(filled, name, schema, columns), {})
 
 
 def _parquet_footer(path: Path) -> pq.ParquetFile:
@@ -354,7 +376,8 @@ def _open_folder(folder: Path, split: str | None) -> Source:
         has = "none of them" if not found else " and ".join(f"`{path.name}`" for path in found)
         raise ValueError(
             f"The folder `{folder}` needs exactly one of {', '.join(METADATA_NAMES)}; it has {has}. "
-            "Add one, or name the table file itself."
+            "Add one, or name the table file itself; of Parquet shards, as Spark and Dask write them, all by a glob: "
+            f"`{folder}/*.parquet`."
         )
     source = _open_files([str(found[0])], str(found[0]))
     return Source(source.name, source.shards, source.column_names, source.load, _folder_defaults(source))

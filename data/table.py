@@ -306,6 +306,11 @@ class Table:
     def _checked_path(self, value: str, root: Path | None) -> Path:
         if "://" in value:
             raise ValueError(f"{value!r:.200} is a URL; URLs are never fetched. Download the file and write its path.")
+        if root is None and not self.extra_roots:
+            raise ValueError(
+                f"{value!r:.200} is a path, and the table does not lie here. Write the table with its media in it, as "
+                "bytes, or download both."
+            )
         try:
             path = ((root or Path()) / value).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hub.facts import TOWERS, FolderFacts, read_facts
 from hub.markdown import code_block, code_span, count, escaped, table
-from hub.pictures import CONFUSION_MATRIX, RELIABILITY, SUBSETS
+from hub.pictures import CONFUSION_MATRIX, COVERAGE, RELIABILITY, SUBSETS
+from metrics.coverage import shown_points
 from metrics.subsets import COLUMNS, METRIC_MODULES, warnings
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -21,6 +22,7 @@ ALT_TEXTS = {
     SUBSETS: "Bar chart of the table above: {metric} of every subset of the modalities.",
     CONFUSION_MATRIX: "Confusion matrix of the full fusion: rows are true labels, columns are predicted labels.",
     RELIABILITY: "Reliability diagram of the full fusion: how often an answer is right, against its confidence.",
+    COVERAGE: "Coverage curve of the full fusion: accuracy, against the share of the rows that is answered.",
 }
 # Where the sizes of a tower stand, for those that have other names for them.
 HIDDEN_SIZE = ("hidden_size", "dim", "d_model", "hidden_sizes")
@@ -108,6 +110,8 @@ def _context(
         "warnings": warnings(metrics),
         "pictures": [{"name": name, "alt": _alt_text(facts, name)} for name in pictures],
         "confusions": ", ".join(_confusions(facts)),
+        "calibration": _temperatures(facts),
+        "coverage": _coverage(facts),
         "labels": _labels(facts),
         "architecture": {"towers": _towers(facts), "fusion": _fusion(facts.config)},
         "training": _training(facts),
@@ -167,6 +171,35 @@ def _confusions(facts: FolderFacts) -> Iterator[str]:
     ]
     for rows, true, predicted in sorted(found, key=lambda entry: (-entry[0], entry[1:]))[:3]:
         yield f"{escaped(facts.labels[true])} taken for {escaped(facts.labels[predicted])} ({rows:,} rows)"
+
+
+def _temperatures(facts: FolderFacts) -> str:
+    """The temperature of each subset, and what it did for the calibration error; empty where none were fitted."""
+    calibration = facts.metrics.get("calibration")
+    if calibration is None:
+        return ""
+    rows = []
+    for subset, values in calibration["subsets"].items():
+        errors = [f"{values[key]:.3f}" for key in ("error_before", "error_after")]
+        rows.append([subset.replace("+", " + "), f"{values['temperature']:.2f}", *errors])
+    return (
+        "Confidence is calibrated: in use, logits are divided by a temperature that belongs to what a row has, fitted "
+        "on the held-out rows. The calibration error (ECE) after it is cross-fitted in "
+        f"{count(calibration['num_folds'])} parts: each part of the rows is judged with temperatures that were fitted "
+        "on the others.\n\n" + table(["modalities", "temperature", "ECE before", "ECE after"], rows)
+    )
+
+
+def _coverage(facts: FolderFacts) -> str:
+    """What it brings to refuse unsure answers, in words."""
+    curve = facts.metrics.get("coverage")
+    if curve is None:
+        return ""
+    told = [
+        f"{point['accuracy']:.1%} of the surest {point['coverage']:.1%} (`reject_below` {point['threshold']:.3f})"
+        for point in shown_points(curve)
+    ]
+    return f"Refusing unsure answers, the full fusion is right in {_listed(told)}."
 
 
 def _towers(facts: FolderFacts) -> str:

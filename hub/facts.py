@@ -63,6 +63,7 @@ def read_facts(folder: Path, repo_id: str | None = None) -> FolderFacts:
     problem = problem_type(SimpleNamespace(problem_type=config.get("problem_type"), num_labels=len(labels)))
     _check_training(folder / "training_config.json", training)
     _check_metrics(folder / "metrics.json", metrics, modalities, problem)
+    _check_confidence(folder / "metrics.json", metrics, modalities)
     if len(metrics.get("confusion_matrix", labels)) != len(labels):
         raise ValueError(f"`{folder / 'metrics.json'}`: `confusion_matrix` is not of the {len(labels)} labels.")
     return FolderFacts(
@@ -122,6 +123,26 @@ def _check_metrics(path: Path, metrics: dict, modalities: Sequence[str], problem
                 raise ValueError(f"`{path}` has no `{decides}` of `{name}`: a {problem} model is judged by it.")
             if bad := [key for key, value in row.items() if value is not None and not _is_number(value)]:
                 raise ValueError(f"`{path}`: `{bad[0]}` of `{name}` is {row[bad[0]]!r:.60}, not a number.")
+
+
+def _check_confidence(path: Path, metrics: dict, modalities: Sequence[str]):
+    """Refuse temperatures and a coverage curve that are not what `metrics.calibration` and `metrics.coverage` give."""
+    if (calibration := metrics.get("calibration")) is not None:
+        subsets = [subset_name(subset) for subset in modality_subsets(modalities)]
+        keys = ("temperature", "error_before", "error_after")
+        found = calibration.get("subsets") if _is_dict(calibration) else None
+        if not _is_dict(found) or set(found) != set(subsets) or not _is_number(calibration.get("num_folds")):
+            raise ValueError(f"`{path}`: `calibration` does not hold `num_folds` and `subsets` {', '.join(subsets)}.")
+        if bad := [name for name, row in found.items() if not _has_numbers(row, keys)]:
+            raise ValueError(f"`{path}`: `calibration` of `{bad[0]}` lacks one of the numbers {', '.join(keys)}.")
+    if (curve := metrics.get("coverage")) is not None:
+        points, keys = curve.get("points") if _is_dict(curve) else None, ("coverage", "accuracy", "threshold")
+        if not isinstance(points, list) or not points or not all(_has_numbers(point, keys) for point in points):
+            raise ValueError(f"`{path}`: `coverage` holds no `points` with the numbers {', '.join(keys)}.")
+
+
+def _has_numbers(value: object, keys: Sequence[str]) -> bool:
+    return _is_dict(value) and all(_is_number(value.get(key)) for key in keys)
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, drawn from `metrics.json` alone: confusion matrix, reliability, modality subsets.
+"""Pictures of an evaluation, drawn from `metrics.json` alone: confusion matrix, reliability, coverage, subsets.
 
 Unusual: no `pyplot`, so nothing global is touched and a server may draw, too; the same numbers give the same bytes.
 Labels are strangers' text: they are drawn as they are (a `$` starts no formula), shortened, and in fonts that have
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFUSION_MATRIX, RELIABILITY, SUBSETS = "confusion_matrix.png", "reliability.png", "subsets.png"
+COVERAGE = "coverage.png"
 MAX_NAMED_LABELS = 30  # more names than this cannot be read beside a picture of a page's width
 MAX_COUNTED_LABELS = 15  # more counts than this cannot be read inside one
 MAX_NAME_LENGTH = 18
@@ -47,6 +48,8 @@ def draw_pictures(metrics: dict, labels: Sequence[str], folder: Path) -> list[st
         figures[CONFUSION_MATRIX] = _draw_confusion_matrix(metrics["confusion_matrix"], labels)
     if "reliability" in metrics:
         figures[RELIABILITY] = _draw_reliability(metrics["reliability"])
+    if "coverage" in metrics:
+        figures[COVERAGE] = _draw_coverage(metrics["coverage"]["points"])
     for name, figure in figures.items():
         with replacing(folder / name) as path:
             # "tight": the layout engines of matplotlib cut long names beside a square off.
@@ -165,6 +168,25 @@ def _draw_reliability(bins: list[dict]) -> "Figure":
     return figure
 
 
+# -- coverage ---------------------------------------------------------------------------------------------------------
+
+
+def _draw_coverage(points: list[dict]) -> "Figure":
+    """How often the answers are right when only the surest rows are answered."""
+    coverage, accuracy = ([point[key] for point in points] for key in ("coverage", "accuracy"))
+    figure, axes = _figure(6, 4.4)
+    axes.plot(coverage, accuracy, color=BLUE, marker="o", markersize=4, clip_on=False, zorder=3)
+    axes.axhline(accuracy[0], color=GREY, linestyle="--", label="every row is answered")
+    lowest = min(accuracy)
+    axes.set(xlabel="share of the rows that is answered, the surest first", ylabel="accuracy of these answers")
+    axes.set(xlim=(0, 1.02), ylim=(max(0, lowest - 0.25 * (1 - lowest) - 0.005), 1 + 0.05 * (1 - lowest) + 0.001))
+    axes.legend(loc="lower left", fontsize=9, frameon=False)
+    _percent_axis(axes.xaxis)
+    _percent_axis(axes.yaxis, decimals=None)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 # -- what all pictures share ------------------------------------------------------------------------------------------
 
 
@@ -178,10 +200,10 @@ def _figure(width: float, height: float, **subplots):
     return figure, figure.subplots(**subplots)
 
 
-def _percent_axis(axis):
+def _percent_axis(axis, decimals: int | None = 0):
     from matplotlib.ticker import PercentFormatter
 
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
 
 
 def _drawable(labels: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,8 @@ rows are gone. Nothing here can be traced back to a row.
 
 from typing import TYPE_CHECKING
 
+from metrics.coverage import coverage_curve, is_right, sureness
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -22,9 +24,10 @@ def evaluation_details(problem: str, predictions: "np.ndarray", labels: "np.ndar
         labels: (rows,) class numbers; (rows, labels) 0 or 1; or (rows,) or (rows, labels) numbers for a regression.
 
     Returns:
-        Single-label: `confusion_matrix` (a list of rows of counts: rows are true labels, columns predicted ones) and
-        `reliability`. Multi-label: `reliability` of all decisions of all rows together; a decision's confidence is
-        the probability of the answer given, yes or no. Regression: `absolute_error_quantiles`, quantile -> error.
+        Single-label: `confusion_matrix` (a list of rows of counts: rows are true labels, columns predicted ones),
+        `reliability` and `coverage` (see `metrics.coverage.coverage_curve`). Multi-label: `coverage`, and
+        `reliability` of all decisions of all rows together; a decision's confidence is the probability of the answer
+        given, yes or no. Regression: `absolute_error_quantiles`, quantile -> error.
     """
     import numpy as np
 
@@ -33,16 +36,25 @@ def evaluation_details(problem: str, predictions: "np.ndarray", labels: "np.ndar
         errors = np.abs(predictions - labels.reshape(predictions.shape))
         return {"absolute_error_quantiles": {str(q): float(np.quantile(errors, q)) for q in ERROR_QUANTILES}}
     labels = labels.astype(int)
+    details = {
+        "reliability": reliability(*decisions(problem, predictions, labels)),
+        "coverage": coverage_curve(sureness(problem, predictions), is_right(problem, predictions, labels)),
+    }
     if problem == "multi_label_classification":
-        correct = (predictions >= 0.5) == labels
-        return {"reliability": reliability(np.maximum(predictions, 1 - predictions).ravel(), correct.ravel())}
+        return details
     from sklearn.metrics import confusion_matrix
 
-    predicted = predictions.argmax(axis=1)
-    return {
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=range(predictions.shape[1])).tolist(),
-        "reliability": reliability(predictions.max(axis=1), predicted == labels),
-    }
+    shape = range(predictions.shape[1])
+    return {"confusion_matrix": confusion_matrix(labels, predictions.argmax(axis=1), labels=shape).tolist(), **details}
+
+
+def decisions(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+    """Give confidence and rightness of each answer, of several labels of each decision for or against one."""
+    import numpy as np
+
+    if problem == "multi_label_classification":
+        return np.maximum(predictions, 1 - predictions).ravel(), ((predictions >= 0.5) == labels).ravel()
+    return predictions.max(axis=1), predictions.argmax(axis=1) == labels
 
 
 def reliability(confidence: "np.ndarray", correct: "np.ndarray") -> list[dict]:
@@ -70,6 +82,15 @@ def reliability(confidence: "np.ndarray", correct: "np.ndarray") -> list[dict]:
         }
         for number in np.unique(bins)
     ]
+
+
+def calibration_error(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> float:
+    """Give the expected calibration error: the mean of |accuracy - confidence| over the bins of `reliability`."""
+    import numpy as np
+
+    bins = reliability(*decisions(problem, predictions, np.asarray(labels).astype(int)))
+    num_rows = sum(entry["num_rows"] for entry in bins)
+    return sum(abs(entry["accuracy"] - entry["confidence"]) * entry["num_rows"] for entry in bins) / num_rows
 
 
 def bin_numbers(confidence: "np.ndarray") -> "np.ndarray":

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from metrics.details import evaluation_details
+from metrics.coverage import is_right, sureness, threshold_for
+from metrics.details import calibration_error, evaluation_details
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,11 +52,13 @@ class Predictions(NamedTuple):
         logits: subset name -> (rows, labels) float64.
         labels: (rows,) or (rows, labels) as the batches gave them; None where they gave none.
         presence: (rows, 3) bool, columns text, image, audio; True where the row has the modality.
+        unimodal: (rows, 3, labels) float64, logits of each modality's own head; None where nobody asked for them.
     """
 
     logits: dict[str, "np.ndarray"]
     labels: "np.ndarray | None"
     presence: "np.ndarray"
+    unimodal: "np.ndarray | None" = None
 
 
 def modality_subsets(modalities: Iterable[str]) -> list[Subset]:
@@ -86,6 +89,7 @@ def predict_subsets(
     subsets: Sequence[Subset] | None = None,
     accelerator: "Accelerator | None" = None,
     progress: bool = True,
+    with_unimodal: bool = False,
 ) -> Predictions:
     """Run the towers once over every batch and the fusion once for every subset.
 
@@ -97,6 +101,7 @@ def predict_subsets(
         subsets: which subsets; None: all of the model's modalities.
         accelerator: gathers the rows of all processes (without the repeated ones) and gives the mixed precision.
         progress: whether to show a progress bar.
+        with_unimodal: whether to keep what the modalities' own heads say, of a model that has them.
 
     Raises:
         ValueError: When there is no row, or a logit is NaN or infinite.
@@ -112,18 +117,22 @@ def predict_subsets(
     try:
         with torch.no_grad():
             bar = tqdm(dataloader, desc="evaluating", unit="batch", disable=hidden)
-            parts = [_predict_batch(bare, batch, subsets, accelerator) for batch in bar]
+            parts = [_predict_batch(bare, batch, subsets, accelerator, with_unimodal) for batch in bar]
     finally:
         for module, training in modes:
             module.training = training
     return _joined(parts, [subset_name(subset) for subset in subsets])
 
 
-def _predict_batch(model, batch: dict, subsets: list[Subset], accelerator: "Accelerator | None") -> dict:
+def _predict_batch(
+    model, batch: dict, subsets: list[Subset], accelerator: "Accelerator | None", with_unimodal: bool
+) -> dict:
     """Give the logits of every subset, the labels and the presence of one batch, as tensors on the CPU."""
     import contextlib
 
-    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    from accelerate.utils import send_to_device
+
+    inputs = send_to_device(dict(batch), model.device)
     labels = inputs.pop("labels", None)
     with contextlib.nullcontext() if accelerator is None else accelerator.autocast():
         encoded = model.encode(**inputs)
@@ -134,6 +143,8 @@ def _predict_batch(model, batch: dict, subsets: list[Subset], accelerator: "Acce
             ).logits.double()
             for subset in subsets
         }
+        if with_unimodal:  # of all that a row has
+            results["unimodal"] = model(encoder_outputs=encoded).unimodal_logits.double()
     results["presence"] = presence
     if labels is not None:
         results["labels"] = labels
@@ -164,7 +175,8 @@ def _joined(parts: list[dict], names: list[str]) -> Predictions:
                 f"the model's logits for `{name}` are NaN or infinite in {len(bad):,} of {len(whole[name]):,} rows, "
                 f"first in row {bad[0] + 1}: check that row's input and the training run that made the weights."
             )
-    return Predictions({name: whole[name] for name in names}, whole.get("labels"), whole["presence"])
+    logits = {name: whole[name] for name in names}
+    return Predictions(logits, whole.get("labels"), whole["presence"], whole.get("unimodal"))
 
 
 def probabilities(problem: str, logits: "np.ndarray") -> "np.ndarray":
@@ -206,7 +218,10 @@ def compute_metrics(problem: str, logits: "np.ndarray", labels: "np.ndarray") ->
     else:
         labels = labels.astype(int)
     module = _metric(METRIC_MODULES[problem][0])
-    return module.compute(predictions=predictions.tolist(), references=labels.tolist())
+    metrics = module.compute(predictions=predictions.tolist(), references=labels.tolist())
+    if problem == "multi_label_classification":
+        metrics["expected_calibration_error"] = calibration_error(problem, predictions, labels)
+    return metrics
 
 
 def score(metrics: dict[str, float | None]) -> float:
@@ -231,47 +246,65 @@ def evaluate_subsets(
     subsets: Sequence[Subset] | None = None,
     accelerator: "Accelerator | None" = None,
     progress: bool = True,
+    target_accuracy: float | None = None,
 ) -> dict:
-    """Measure a model with every subset of its modalities; see `predict_subsets` for the arguments.
+    """Measure a model with every subset of its modalities; see `predict_subsets` and `measure_subsets`."""
+    config = (model if accelerator is None else accelerator.unwrap_model(model)).config
+    predicted = predict_subsets(model, dataloader, subsets=subsets, accelerator=accelerator, progress=progress)
+    return measure_subsets(config, predicted, target_accuracy)
+
+
+def measure_subsets(config, predicted: Predictions, target_accuracy: float | None = None) -> dict:
+    """Measure what a model said with some subsets of its modalities.
+
+    Args:
+        config: of the model.
+        predicted: from `predict_subsets`.
+        target_accuracy: how often answers shall be right when the unsure ones are refused; None: nobody asks.
 
     Returns:
         `{"metrics": {"text": {…}, …}, "num_rows": N, "complete_rows": {"num_rows": M, "metrics": {…}}}`, ready for
         JSON. Each subset also says `num_rows_with_input`: the rows that have at least one of its modalities.
         `complete_rows` is left out when no row has every modality of the model. Where the subset of all modalities
-        is among `subsets`, what pictures of it need stands beside, over all rows: see `evaluation_details`.
+        was predicted, what pictures of it need stands beside, over all rows: see `evaluation_details`; and with
+        `target_accuracy`, `reject_below`: the point that reaches it, or None.
 
     Raises:
-        ValueError: When the batches carry no labels, and as `predict_subsets`.
+        ValueError: There are no labels, or the target is one for a regression.
     """
-    config = (model if accelerator is None else accelerator.unwrap_model(model)).config
-    subsets = modality_subsets(config.modalities) if subsets is None else list(subsets)
-    predicted = predict_subsets(model, dataloader, subsets=subsets, accelerator=accelerator, progress=progress)
     if predicted.labels is None:
         raise ValueError("the batches of `dataloader` have no `labels`: nothing can be measured without them.")
-    columns = [MODALITIES.index(name) for name in config.modalities]
-    complete = predicted.presence[:, columns].all(axis=1)
-    problem = problem_type(config)
-    result = {"metrics": _measure(problem, subsets, predicted), "num_rows": len(complete)}
+    complete, problem = is_complete(config, predicted), problem_type(config)
+    result = {"metrics": _measure(problem, predicted), "num_rows": len(complete)}
     if complete.any():
-        metrics = result["metrics"] if complete.all() else _measure(problem, subsets, _rows(predicted, complete))
+        metrics = result["metrics"] if complete.all() else _measure(problem, rows_of(predicted, complete))
         result["complete_rows"] = {"num_rows": int(complete.sum()), "metrics": metrics}
     if (everything := subset_name(config.modalities)) in predicted.logits:
         shown = probabilities(problem, predicted.logits[everything])
         result |= evaluation_details(problem, shown, predicted.labels)
+        if target_accuracy is not None:
+            sure, right = sureness(problem, shown), is_right(problem, shown, predicted.labels)
+            result["reject_below"] = threshold_for(sure, right, target_accuracy)
     return result
 
 
-def _rows(predicted: Predictions, chosen: "np.ndarray") -> Predictions:
+def is_complete(config, predicted: Predictions) -> "np.ndarray":
+    """Give (rows,) True where a row has every modality of the model."""
+    return predicted.presence[:, [MODALITIES.index(name) for name in config.modalities]].all(axis=1)
+
+
+def rows_of(predicted: Predictions, chosen: "np.ndarray") -> Predictions:
+    """Give the predictions of some rows, chosen by number or by True and False."""
     logits = {name: values[chosen] for name, values in predicted.logits.items()}
-    return Predictions(logits, predicted.labels[chosen], predicted.presence[chosen])
+    unimodal = None if predicted.unimodal is None else predicted.unimodal[chosen]
+    return Predictions(logits, predicted.labels[chosen], predicted.presence[chosen], unimodal)
 
 
-def _measure(problem: str, subsets: list[Subset], predicted: Predictions) -> dict[str, dict]:
+def _measure(problem: str, predicted: Predictions) -> dict[str, dict]:
     """Give subset name -> metrics and the number of rows that have some of its modalities."""
     table = {}
-    for subset in subsets:
-        name = subset_name(subset)
-        columns = [MODALITIES.index(member) for member in subset]
+    for name in predicted.logits:
+        columns = [MODALITIES.index(member) for member in name.split("+")]
         table[name] = compute_metrics(problem, predicted.logits[name], predicted.labels)
         table[name]["num_rows_with_input"] = int(predicted.presence[:, columns].any(axis=1).sum())
     return table

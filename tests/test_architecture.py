@@ -22,10 +22,13 @@ VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search
 ROOMS = ("cli", "data", "metrics", "training", "tuning", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
+# What a search, whose trainings are processes, takes of `training/`: what is said about a run, nothing that trains.
+ABOUT_A_TRAINING = {f"training.{name}" for name in ("arguments", "flags", "identity", "interruption")}
 HEAVY = {
     "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib",
-    "captum", "fastapi", "uvicorn", "starlette",
+    "captum", "optuna", "fastapi", "uvicorn", "starlette",
 }  # fmt: skip
+TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {"modeling_mmfusion.py": 870, "processing_mmfusion.py": 700, "explanation_mmfusion.py": 700}
@@ -136,7 +139,7 @@ def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
     """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline."""
     paths = [ROOT / f"{verb}.py" for verb in VERBS if verb != "train"]
     paths += python_files("benchmarks", "cli", "hub", "space")
-    for path in paths:
+    for path in set(paths) - {TRAINEE}:
         assert not imports_of_ours(path) & set(TRAVELLING), name_of(path)
 
 
@@ -147,8 +150,17 @@ def test_verbs_never_import_each_other():
 
 def test_training_is_the_room_of_train_alone():
     for path in SOURCES:
-        if path.name != "train.py" and path.parent.name != "training":
+        if path == ROOT / "tune.py" or path.parent.name == "tuning":
+            taken = {module for module in imports(path) if module.split(".")[0] == "training"}
+            assert taken <= ABOUT_A_TRAINING, name_of(path)
+        elif path.name != "train.py" and path.parent.name != "training" and path != TRAINEE:
             assert "training" not in imports_of_ours(path), name_of(path)
+
+
+def test_tuning_is_the_room_of_tune_alone():
+    for path in SOURCES:
+        if path.name != "tune.py" and path.parent.name != "tuning":
+            assert "tuning" not in imports_of_ours(path), name_of(path)
 
 
 def test_the_hub_is_the_room_of_the_push_and_the_space_that_of_the_app():

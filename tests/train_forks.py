@@ -1,12 +1,14 @@
 """Trainings in processes of their own, without the seconds that importing takes in each: all are forks of one.
 
-Run as a script it is that process. It reads one JSON object a line: `{"argv": […], "output": path, "max_bytes": n}`
-starts a training and is answered with its process id, `{"wait": pid}` with its exit code, negative for a signal.
+Run as a script it is that process. It reads one JSON object a line: `{"argv": […], "output": path, "max_bytes": n,
+"env": {…}}` starts a training in that environment and is answered with its process id, `{"wait": pid}` with its exit
+code, negative for a signal.
 """
 
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -37,9 +39,21 @@ class Forks:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, argv, output: Path, max_bytes: int | None = None) -> "Fork":
-        pid = self.ask(argv=[str(word) for word in argv], output=str(output), max_bytes=max_bytes)
+    def start(self, argv, output: Path, max_bytes: int | None = None, **env: str) -> "Fork":
+        pid = self.ask(argv=[str(word) for word in argv], output=str(output), max_bytes=max_bytes, env=env)
         return Fork(self, pid, output)
+
+    def start_together(self, argv, output: Path, num_processes: int = 2, **env: str) -> list["Fork"]:
+        """One training in several processes, in the environment that a launcher gives them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", **env}
+        known |= {name: str(num_processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+        return [
+            self.start(argv, output.with_name(f"{output.name}-{rank}"), **known, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(num_processes)
+        ]
 
     def run(self, argv, output: Path, max_bytes: int | None = None) -> "Fork":
         fork = self.start(argv, output, max_bytes)
@@ -79,6 +93,12 @@ class Fork:
 
 
 def serve() -> None:
+    import datasets  # noqa: F401
+    import evaluate  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
     import train
     from training import loop, optimization, publishing, resuming, rows, start, towers  # noqa: F401
 
@@ -91,8 +111,9 @@ def serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def become(train, argv: list[str], output: str, max_bytes: int | None) -> None:
+def become(train, argv: list[str], output: str, max_bytes: int | None, env: dict[str, str]) -> None:
     """The rest of a fork's life."""
+    os.environ.update(env)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (file, 1), (file, 2)):
         os.dup2(descriptor, target)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.flags import add_flags
+from training.flags import STRENGTHS, add_flags
 
 FINISHED = "finished.json"  # among the checkpoints of a run that has come to its end; see `is_finished`
 
@@ -31,6 +31,11 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
     if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
         parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
     _check_start(parser, args)
+    _check_cache(parser, args)
+    _check_compiling(parser, args)
+    _check_teacher(parser, args)
+    _check_augmentation(parser, args)
+    _check_lora(parser, args)
     if args.fusion_hidden_size is not None and args.fusion_hidden_size % 4:
         parser.error(
             f"--fusion_hidden_size is {args.fusion_hidden_size}: the fusion has 4 heads, give a multiple of 4"
@@ -44,9 +49,106 @@ def _check_start(parser: argparse.ArgumentParser, args: argparse.Namespace):
         if args.model_revision is not None:
             parser.error("--model_revision belongs to --model_name_or_path")
         return
-    choosing = ["fusion_hidden_size", *(f"{kind}_model_name_or_path" for kind in ("text", "image", "audio"))]
+    towers = (f"{kind}_model_name_or_path" for kind in ("text", "image", "audio"))
+    choosing = ["fusion_type", "fusion_hidden_size", *towers]
     if given := [f"--{name}" for name in choosing if getattr(args, name) is not None]:
         parser.error(f"--model_name_or_path brings towers and fusion: leave {', '.join(given)} out")
+
+
+def _check_lora(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Fill in what belongs to `--lora`, and refuse what goes with it only, or not at all."""
+    names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules")
+    if not args.lora:
+        if given := [name for name in names if getattr(args, name) is not None]:
+            parser.error(f"--{given[0]} belongs to --lora: name the towers, as in --lora text, or leave it out")
+        return
+    for modality in args.lora:
+        if getattr(args, f"{modality}_learning_rate") == 0:
+            parser.error(
+                f"--lora {modality} trains in the {modality} tower, and --{modality}_learning_rate 0 freezes it: "
+                "leave one of them out"
+            )
+    args.lora_rank = 8 if args.lora_rank is None else args.lora_rank
+    args.lora_alpha = 2.0 * args.lora_rank if args.lora_alpha is None else args.lora_alpha
+    args.lora_dropout = 0.05 if args.lora_dropout is None else args.lora_dropout
+    _check_beside(parser, args, beside(args.output_dir, "adapter"), "adapter_config.json")
+    if args.model_name_or_path is None:
+        _check_beside(parser, args, beside(args.output_dir, "base"), "config.json")
+
+
+def _check_beside(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path, file: str):
+    """A folder beside the model folder is replaced only when asked for, and only when it is what it is called."""
+    if folder.exists() and not (folder / file).is_file():
+        parser.error(f"`{folder}`, which --lora would replace, has no `{file}`: move it, or name another --output_dir")
+    if folder.exists() and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
+        parser.error(
+            f"`{folder}` is there from an earlier run: name another --output_dir, or add --overwrite_output_dir to "
+            "replace it"
+        )
+
+
+def _check_teacher(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """What says how a teacher is learnt from needs one."""
+    of_teacher = ("teacher_revision", "distillation_weight", "distillation_temperature", "feature_weight")
+    if args.teacher is None:
+        if given := [name for name in of_teacher if getattr(args, name) != parser.get_default(name)]:
+            parser.error(f"--{given[0]} belongs to --teacher: name the model that is learnt from, or leave it out")
+        return
+    if args.distillation_weight > 1:
+        parser.error(f"--distillation_weight {args.distillation_weight}: it is a part of the loss, give 0 to 1")
+    if not args.distillation_weight and not args.feature_weight:
+        parser.error("--teacher: --distillation_weight and --feature_weight are 0, so that nothing would be learnt")
+
+
+def _check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Fill in how far `--augment` goes, and refuse what goes with a modality that it does not name."""
+    for name, (modality, value) in STRENGTHS.items():
+        if modality in args.augment:
+            setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+        elif getattr(args, name) is not None:
+            parser.error(f"--{name} belongs to --augment {modality}: add it, or leave --{name} out")
+
+
+def _check_cache(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Fill in what belongs to `--cache_features`, and refuse what goes with it only, or not at all."""
+    if not args.cache_features:
+        if given := [name for name in ("cache_dir", "cache_dtype") if getattr(args, name) is not None]:
+            parser.error(f"--{given[0]} belongs to --cache_features: add it, or leave --{given[0]} out")
+        return
+    args.cache_dtype = args.cache_dtype or "float32"
+    rates = [args.learning_rate, *(getattr(args, f"{kind}_learning_rate") for kind in ("text", "image", "audio"))]
+    if 0 not in rates:
+        parser.error(
+            "--cache_features keeps what frozen towers say, and none is frozen: freeze towers with "
+            "--text_learning_rate 0, --image_learning_rate 0 or --audio_learning_rate 0, or leave it out"
+        )
+    if args.streaming:
+        parser.error(
+            "--cache_features encodes all cells before the training, and --streaming sees them as they come: leave "
+            "one of them out"
+        )
+    if args.teacher is not None:
+        parser.error(
+            "--teacher reads every cell by its own towers, and --cache_features leaves the cells unopened: leave one "
+            "of them out"
+        )
+
+
+def _check_compiling(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Refuse what goes with another flag only."""
+    names = ("torch_compile_backend", "torch_compile_mode")
+    if not args.torch_compile and (given := [name for name in names if getattr(args, name) is not None]):
+        parser.error(f"--{given[0]} belongs to --torch_compile: add it, or leave the flag out")
+    if args.torch_compile_mode is not None and args.torch_compile_backend not in (None, "inductor"):
+        parser.error(
+            f"--torch_compile_mode is for the backend inductor, not for {args.torch_compile_backend}: leave one of "
+            "them out"
+        )
+    if args.auto_find_batch_size and args.streaming:
+        parser.error(
+            "--auto_find_batch_size tries the longest rows first, and --streaming sees them as they come: leave one "
+            "of them out"
+        )
 
 
 def _check_rows(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -59,6 +161,13 @@ def _check_rows(parser: argparse.ArgumentParser, args: argparse.Namespace):
     of_the_hub = ("dataset_split", "dataset_validation_split", "dataset_revision", "streaming")
     if args.dataset_name is None and (given := [name for name in of_the_hub if getattr(args, name)]):
         parser.error(f"--{given[0]} belongs to --dataset_name: give the data set by that flag, or leave it out")
+    if args.streaming and args.group_by_length:
+        parser.error(
+            "--group_by_length needs to know how long all rows are, and --streaming sees them as they come: leave one "
+            "of them out"
+        )
+    if args.prefetch_factor is not None and not args.num_workers:
+        parser.error("--prefetch_factor belongs to --num_workers: say how many processes shall open cells")
     if args.validation_file is not None and args.dataset_validation_split is not None:
         parser.error("--validation_file and --dataset_validation_split exclude each other: validate on one of them")
 

@@ -146,13 +146,13 @@ class CheckpointFolder:
                 problems.append(str(error))
         return None, problems
 
-    def save(self, step: int, run_id: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
+    def save(self, step: int, run_id: str, tensors: dict[str, dict[str, torch.Tensor] | Path], state: dict) -> Path:
         """Write a checkpoint beside, move it into place, and only then remove what is too old.
 
         Args:
             step: Optimiser steps so far; gives the name.
             run_id: Of the run; checkpoints of other runs go when the first one of this run stands.
-            tensors: name of a file -> name -> tensor.
+            tensors: name of a file -> name -> tensor, or a file that holds them and will not change.
             state: What is no tensor, fit for JSON.
 
         Raises:
@@ -163,7 +163,8 @@ class CheckpointFolder:
         try:
             with assembled(folder) as partial:
                 for name, content in tensors.items():
-                    save_file(content, partial / f"{name}.safetensors")
+                    put = linked if isinstance(content, Path) else save_file
+                    put(content, partial / f"{name}.safetensors")
                 write_json(partial / STATE, state)
                 files = {
                     path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -200,6 +201,14 @@ class CheckpointFolder:
             return _manifest(folder).get(name, default)
         except ValueError:
             return default
+
+
+def linked(file: Path, place: Path) -> None:
+    """Have a file at a second place, without a second copy of its content where the disks allow it."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _flush(*paths: Path) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 # Where things lie, what is said and kept on the way, and what is done with the model afterwards. The rows are compared
 # by what is in them, so that a table may be moved.
 FREE = {
-    "allow_outside_paths", "cache_gib", "check_cells", "checkpointing_steps", "checkpoints_total_limit", "command",
+    "allow_outside_paths", "auto_find_batch_size", "cache_dir", "cache_gib", "check_cells", "checkpointing_steps",
+    "checkpoints_total_limit", "command",
     "dataloader_timeout", "hub_model_id", "hub_private_repo", "hub_token", "license", "logging_steps",
-    "max_bad_steps", "output_dir", "overwrite_output_dir", "push_to_hub", "report_to", "resume_from_checkpoint",
-    "train_file", "validation_file", "with_tracking",
+    "max_bad_steps", "output_dir", "overwrite_output_dir", "prefetch_factor", "push_to_hub",
+    "report_to", "resume_from_checkpoint", "train_file", "validation_file", "with_tracking",
 }  # fmt: skip
 ROWS = ("rows to train on", "rows held out")
+SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product is the rows of a step
 PACKAGES = ("torch", "transformers", "accelerate")
 
 
@@ -29,6 +31,19 @@ def settings_of(args, num_processes: int) -> dict:
         settings["num_workers"] = "some" if args.num_workers else 0
     settings["the number of processes"] = num_processes
     return json.loads(json.dumps(settings, default=str))
+
+
+def set_batch_size(args, size: int) -> None:
+    """Take this batch size; a step has as many rows as before."""
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, rows // size
+
+
+def take_batch_size(args, settings: dict) -> None:
+    """Take the batch size that a run, whose settings these are, was found to fit with; not if its steps had others."""
+    size, steps = (settings.get(name, 0) for name in SIZES)
+    if size * steps == args.per_device_train_batch_size * args.gradient_accumulation_steps:
+        set_batch_size(args, size)
 
 
 def rows_of(*rows) -> dict:

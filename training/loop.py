@@ -17,10 +17,17 @@ from tqdm.auto import tqdm
 
 from metrics.subsets import evaluate_subsets, score, subset_name
 from modeling_mmfusion import TOWERS
+from training.adapters import keep_statistics
+from training.augmentation import begin_epoch
+from training.features import some_rows
 from training.interruption import Signals, Stopped
+from training.objective import Objective
+from training.precision import batch_weight, has_room, mean_over_rows
+from training.processes import mean_loss, own_share, share_buffers
 from training.randomness import from_there, keeping_random_state, random_state, set_random_state
 from training.records import Records
 from training.resuming import Keeper, weights_on_cpu
+from training.sharding import clip_gradients, is_divided
 from training.workers import telling_faults
 
 MAX_NAMED_ROWS = 10
@@ -39,6 +46,8 @@ class Run:
     validation_loader: Any
     steps: int  # optimiser steps of the whole run
     rows: Any  # that are trained on: `TableRows` or `StreamedRows`
+    objective: Objective  # what a step makes smaller
+    averaging: Any  # of the weights: `Averaging`
 
 
 def fit(run: Run, keeper: Keeper, records: Records) -> tuple[dict, dict, BaseException | None]:
@@ -62,6 +71,8 @@ def fit(run: Run, keeper: Keeper, records: Records) -> tuple[dict, dict, BaseExc
             training.bar.write("interrupted: the best model so far is saved")
     finally:
         training.bar.close()  # ends its line, so that an error gets one of its own
+    if interruption is None:
+        training.best = run.averaging.finish(training.best, training.validated)
     return training.best, training.history(is_interrupted=interruption is not None), interruption
 
 
@@ -73,6 +84,7 @@ class Training:
         self.progress, self.best, self.state = keeper.start(run)  # the last: random state to go back to, or None
         self.started = time.perf_counter() - self.progress.seconds
         self.step_batches: list[tuple] = []  # of the step that is under way: (rows, whether the loss is finite)
+        self.step_rows = 0  # of this step, in all processes
         # A DataLoader whose workers last all epochs draws a number when they start, once in a run; not once more.
         loaders = {
             "train": (run.train_loader, self.progress.step),
@@ -110,9 +122,11 @@ class Training:
         run, progress = self.run, self.progress
         record |= {"epoch": progress.epoch, **self.judged()}
         is_best = record["score"] > self.best["score"]
-        if is_best:
-            weights = weights_on_cpu(run.accelerator, run.model)
-            self.best = {"score": record["score"], "state": weights, "epoch": progress.epoch}
+        with run.averaging.shown():
+            if is_best:
+                weights = weights_on_cpu(run.accelerator, run.model)
+                self.best = {"score": record["score"], "state": weights, "epoch": progress.epoch}
+            run.averaging.keep(progress.epoch, record["score"])
         if run.accelerator.is_main_process:
             self.bar.write(describe_epoch(record, run.args.num_train_epochs, is_best))
         self.records.note("epoch", progress.step, **record)
@@ -130,7 +144,7 @@ class Training:
             for batch in self.records.meter.waiting(self.batches()):
                 norm, received = self.batch(batch)
                 if norm is not None:
-                    self.records.step(progress, norm, learning_rates(run.optimizer), batch)
+                    self.records.step(progress, norm, learning_rates(run.optimizer))
                     self.leave_or_save(received, self.keeper.is_due(progress))
                 if progress.step == run.steps:
                     break
@@ -141,6 +155,7 @@ class Training:
         """The batches of this epoch that are left, with the random state as it was where the run was cut off."""
         loader, progress = self.run.train_loader, self.progress
         state, self.state = self.state, None
+        begin_epoch(loader, progress.epoch - 1)
         if progress.resumed_at_steps:
             loader.set_epoch(progress.epoch - 1)
         if progress.step >= self.run.steps:
@@ -162,26 +177,34 @@ class Training:
     def batch(self, batch: dict) -> tuple[torch.Tensor | None, int]:
         """One batch, and the step when it is due; (norm of the gradient at a step, signal to stop)."""
         run, progress, accelerator = self.run, self.progress, self.run.accelerator
-        rows, norm, received = batch.pop("rows", None), None, 0
+        batch, weight, num_samples = own_share(accelerator, run.train_loader, batch)
+        rows, norm, received, is_overflow = batch.pop("rows", None), None, 0, False
+        self.step_rows += num_samples
         with accelerator.accumulate(run.model):
-            loss = run.model(**batch).loss
-            accelerator.backward(loss)
-            loss = loss.detach()
-            is_finite = loss.isfinite()
-            self.step_batches.append((rows, is_finite))
+            share = weight * batch_weight(accelerator, run.args, num_samples)
+            loss = run.objective.learn(run.model, batch, lambda part: accelerator.backward(part * share))
+            self.step_batches.append((rows, loss.detach().isfinite()))
+            loss = mean_loss(accelerator, loss.detach(), weight)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm or math.inf)
+                mean_over_rows(accelerator, run.args, run.model, self.step_rows)
+                norm = clip_gradients(accelerator, run.model, run.args.max_grad_norm or math.inf)
                 progress.step, progress.epoch_steps = progress.step + 1, progress.epoch_steps + 1
                 is_bad, received = self.agreed([norm.isfinite(), *(is_finite for _, is_finite in self.step_batches)])
-                if is_bad:  # one such step would turn every weight into NaN
+                is_overflow = is_bad and self.is_overflow()
+                if is_overflow:  # the scaler leaves the step out, and so does the schedule
+                    progress.num_overflows += 1
+                elif is_bad:  # one such step would turn every weight into NaN
                     self.skip(batch)
                 else:
                     progress.num_skipped_on_end = 0
-                self.step_batches = []
+                self.step_batches, self.step_rows = [], 0
             run.optimizer.step()
-            run.scheduler.step()
+            if norm is not None and not is_bad:
+                run.averaging.step()
+            if not is_overflow:
+                run.scheduler.step()
             run.optimizer.zero_grad()
-        self.count(loss, is_finite, batch["labels"].shape[0] * accelerator.num_processes)
+        self.count(loss, loss.isfinite(), num_samples)
         return norm, self.signals.received if accelerator.num_processes == 1 else received
 
     def count(self, loss: torch.Tensor, is_finite: torch.Tensor, num_samples: int) -> None:
@@ -205,6 +228,10 @@ class Training:
         flags = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device)).tolist()
         return flags[0] > 0, signal.SIGTERM if flags[1] else signal.SIGINT if flags[2] else 0
 
+    def is_overflow(self) -> bool:
+        """Whether a gradient is not finite because the loss, which is, was scaled too high for float16."""
+        return has_room(self.run.accelerator.scaler) and not self.agreed([ok for _, ok in self.step_batches])[0]
+
     # -- bad steps ----------------------------------------------------------------------------------------------------
 
     def skip(self, batch: dict) -> None:
@@ -214,7 +241,8 @@ class Training:
         progress.num_skipped_steps += 1
         run.optimizer.zero_grad()
         is_last = progress.num_skipped_on_end == run.args.max_bad_steps
-        names = self.named_rows(batch if is_last else None)
+        can_try = is_last and not is_divided(run.model)  # a divided model runs in all processes or in none
+        names = self.named_rows(batch if can_try else None)
         self.records.note("skipped", progress.step, progress.epoch, rows=names)
         if is_last:
             raise ValueError(
@@ -248,7 +276,7 @@ class Training:
         count, found = len(batch["labels"]), []
         with torch.no_grad(), self.run.accelerator.autocast():
             for row in range(count):
-                loss = model(**{name: value[row : row + 1] for name, value in batch.items()}).loss
+                loss = model(**some_rows(batch, row, row + 1)).loss
                 found += [] if loss.isfinite() else [row]
         return found or list(range(count))
 
@@ -261,14 +289,22 @@ class Training:
         before = random_state() if can_stop else None
         is_kept = "validation" in self.has_drawn
         try:
-            with self.signals.at_once(can_stop), keeping_random_state(is_kept), telling_faults(run.validation_loader):
-                record = validate(run.accelerator, run.model, run.validation_loader)
+            # A signal may end the middle line only, so that the weights are in their places when it is answered.
+            with run.averaging.shown(), self.signals.at_once(can_stop), keeping_random_state(is_kept):
+                record = self.validated()
         except Stopped as stopped:
             if can_stop:
                 self.leave_or_save(stopped.signum, False, before)
             raise
         self.has_drawn.discard("validation")
         return record
+
+    def validated(self) -> dict:
+        """What `validate` says of the model as it is."""
+        run = self.run
+        with telling_faults(run.validation_loader):
+            share_buffers(run.accelerator, run.model)
+            return validate(run.accelerator, run.model, run.validation_loader)
 
     def leave_or_save(self, received: int, is_due: bool, state: dict | None = None) -> None:
         """Save a checkpoint when it is due or a signal came, and in the second case leave."""
@@ -292,6 +328,8 @@ class Training:
             "seconds": round(time.perf_counter() - self.started, 1),
             "best_epoch": self.best["epoch"],
         }
+        history |= {"num_overflows": progress.num_overflows} if progress.num_overflows else {}
+        history |= self.run.averaging.history()
         return history | ({"resumed_at_steps": progress.resumed_at_steps} if progress.resumed_at_steps else {})
 
 
@@ -313,7 +351,8 @@ def describe_epoch(record: dict, num_epochs: int, is_best: bool) -> str:
 
 def learning_rates(optimizer) -> list[float]:
     """The present learning rate of each group of towers that has one of its own, the highest first."""
-    rates = {group.get("initial_lr", group["lr"]): group["lr"] for group in optimizer.param_groups}
+    groups = [group for group in optimizer.param_groups if "is_deep" not in group]
+    rates = {group.get("initial_lr", group["lr"]): group["lr"] for group in groups}
     return [rates[peak] for peak in sorted(rates, reverse=True)]
 
 
@@ -324,3 +363,5 @@ def set_training_mode(model):
         tower = getattr(model.mmfusion, name, None)
         if tower is not None and not any(p.requires_grad for p in tower.parameters()):
             tower.eval()
+        elif tower is not None:
+            keep_statistics(tower)

@@ -51,9 +51,10 @@ class Meter:
 
     def clear(self) -> None:
         self.started, self.waited, self.num_samples, self.loss_sum, self.num_losses = time.perf_counter(), 0, 0, 0, 0
+        self.lengths: dict[str, tuple] = {}
 
     def waiting(self, batches: Iterable[dict]) -> Iterator[dict]:
-        """The batches; how long each lets the training wait is counted."""
+        """The batches; how long each lets the training wait is counted, and how much of it is padding."""
         batches = iter(batches)
         while True:
             started = time.perf_counter()
@@ -61,6 +62,9 @@ class Meter:
             self.waited += time.perf_counter() - started
             if batch is None:
                 return
+            for modality, counts in lengths_of(batch).items():
+                before = self.lengths.get(modality, (0, 0))
+                self.lengths[modality] = tuple(map(sum, zip(before, counts, strict=True)))
             yield batch
 
     @contextmanager
@@ -77,24 +81,27 @@ class Meter:
         self.num_samples += num_samples
 
     def values(self) -> dict:
-        """Loss, speed and the share of the time that was spent on waiting for rows."""
+        """Loss, speed, the share of the time that was spent on waiting for rows, and that of padding by modality."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
             "loss": float(self.loss_sum / self.num_losses) if self.num_losses else None,
             "samples_per_second": round(self.num_samples / seconds, 2),
             "data_wait_share": round(min(1.0, self.waited / seconds), 4),
+            "padding": {name: round(1 - float(filled / room), 4) for name, (filled, room) in self.lengths.items()},
         }
 
 
-def padding_shares(batch: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Of one batch the part of its text and audio that is padding; rows that lack the modality cost nothing."""
-    shares = {}
-    for column, modality, name in ((0, "text", "attention_mask"), (2, "audio", "audio_attention_mask")):
-        mask = batch.get(name)
-        if mask is not None:
-            rows = batch["modality_mask"][:, column].sum() if "modality_mask" in batch else len(mask)
-            shares[modality] = round(1 - float(mask.sum()) / max(1, int(rows) * mask.shape[1]), 4)
-    return shares
+def lengths_of(batch: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Of each of text and audio (tokens or samples, the same with padding); rows that lack it cost nothing.
+
+    They stay on the device, so that nothing waits for it.
+    """
+    masks = {"text": (0, batch.get("attention_mask")), "audio": (2, batch.get("audio_attention_mask"))}
+    return {
+        modality: (mask.sum(), (batch["modality_mask"][:, column].sum() * mask.shape[1]).clamp(min=1))
+        for modality, (column, mask) in masks.items()
+        if mask is not None
+    }
 
 
 class Records:
@@ -129,7 +136,7 @@ class Records:
         if step:
             self.note("resumed", step, num_epochs + 1)
 
-    def step(self, progress, norm, rates: list[float], batch: dict) -> None:
+    def step(self, progress, norm, rates: list[float]) -> None:
         """Write the line of a step, when it is its turn."""
         if progress.step % self.every or not self.accelerator.is_main_process:
             return
@@ -138,7 +145,6 @@ class Records:
             **self.meter.values(),
             "learning_rates": sorted(set(rates), reverse=True),
             "gradient_norm": norm if norm < float("inf") else None,  # NaN is not less either
-            "padding": padding_shares(batch),
         }
         self._add({"step": progress.step, "epoch": progress.epoch, **values})
         self.meter.clear()

@@ -7,7 +7,7 @@ What is unusual: to the last bit. Besides weights, optimizer and schedule these 
 2. a DataLoader draws a number when it starts, so the random state is put back after that, before the first batch;
 3. workers that last all epochs draw it once in a run; after a restart theirs is drawn again, and taken back.
 
-Rows are opened without chance; if that changes, the chance must come from seed, epoch and row. A stream is read again
+What changes rows at random (`augmentation`) draws from seed, epoch and row, and has no state. A stream is read again
 up to where it was. Nothing is pickled, and `accelerator.load_state` is not used: it reads pickles, passes over random
 states that it cannot read, and its folders are not whole at every moment.
 """
@@ -24,9 +24,10 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from cli.files import replacing, write_json
 from training.arguments import FINISHED, beside, is_finished
 from training.checkpoints import Checkpoint, CheckpointFolder, read_checkpoint
-from training.identity import differences, other_versions, rows_of, settings_of, versions
+from training.identity import differences, other_versions, rows_of, settings_of, take_batch_size, versions
 from training.randomness import random_state, split_state
 from training.records import LOG
+from training.sharding import divided_as, is_divided, load_weights, whole
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -44,6 +45,7 @@ class Progress:
     num_samples: int = 0
     num_skipped_steps: int = 0
     num_skipped_on_end: int = 0
+    num_overflows: int = 0  # steps that the scaler of float16 left out
     seconds: float = 0.0
     epochs: list[dict] = field(default_factory=list)  # that are over
     resumed_at_steps: list[int] = field(default_factory=list)
@@ -66,9 +68,9 @@ def nothing_best() -> dict:
 
 
 def weights_on_cpu(accelerator, model) -> dict[str, torch.Tensor]:
-    """A copy of the weights, which later steps do not change."""
+    """A copy of the weights, which later steps do not change; of a divided model every process must ask for it."""
     state = accelerator.unwrap_model(model).state_dict()
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
 def collect(run, progress: Progress, best: dict, states: list[dict]) -> tuple[dict, dict]:
@@ -84,14 +86,17 @@ def collect(run, progress: Progress, best: dict, states: list[dict]) -> tuple[di
     tensors = {
         "model": weights_on_cpu(run.accelerator, run.model),
         "optimizer": {
-            f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+            f"{index}.{name}": whole(torch.as_tensor(value).detach()).cpu().contiguous()
             for index, values in optimizer["state"].items()
             for name, value in values.items()
         },
         "random": {f"{index}.{name}": value for index, state in enumerate(states) for name, value in state[1].items()},
     }
+    if extra := run.objective.extra.state_dict():
+        tensors["beside"] = {name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
     if best["state"] is not None:
         tensors["best"] = best["state"]
+    tensors |= run.averaging.tensors()
     rest = {
         "progress": progress.as_json(),
         "best": {"score": None if best["state"] is None else best["score"], "epoch": best["epoch"]},
@@ -99,6 +104,7 @@ def collect(run, progress: Progress, best: dict, states: list[dict]) -> tuple[di
         "scheduler": run.scheduler.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "random": [plain for plain, _ in states],
+        "averaging": run.averaging.state(),
     }
     return tensors, rest
 
@@ -111,7 +117,8 @@ def give_back(run, checkpoint: Checkpoint) -> tuple[Progress, dict, dict]:
     """
     state = checkpoint.state()
     try:
-        run.accelerator.unwrap_model(run.model).load_state_dict(checkpoint.tensors("model"))
+        load_weights(run.accelerator.unwrap_model(run.model), checkpoint.tensors("model"))
+        run.objective.extra.load_state_dict(checkpoint.tensors("beside"))
         run.optimizer.load_state_dict(_optimizer_state(run.optimizer, state["optimizer"], checkpoint))
     except (RuntimeError, ValueError, IndexError) as error:
         line = next(iter(str(error).strip().splitlines()), "")
@@ -119,6 +126,7 @@ def give_back(run, checkpoint: Checkpoint) -> tuple[Progress, dict, dict]:
     run.scheduler.load_state_dict(state["scheduler"])
     if run.accelerator.scaler is not None and state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(state["scaler"])
+    run.averaging.give_back(checkpoint)
     best = {**nothing_best(), "epoch": state["best"]["epoch"]}
     if weights := checkpoint.tensors("best"):
         best |= {"score": state["best"]["score"], "state": weights}
@@ -137,6 +145,9 @@ def _optimizer_state(optimizer, groups: list[dict], checkpoint: Checkpoint) -> d
         state.setdefault(int(index), {})[name] = tensor
     for group, now in zip(groups, optimizer.param_groups, strict=True):
         group |= {name: tuple(value) for name, value in group.items() if isinstance(now.get(name), tuple)}
+        for index, parameter in zip(group["params"], now["params"], strict=True):
+            values = state.get(index, {})
+            state[index] = {name: divided_as(value, parameter) for name, value in values.items()}
     return {"state": state, "param_groups": groups}
 
 
@@ -181,11 +192,6 @@ class Keeper:
         self.settings, self.run_id, self.checkpoint = settings_of(args, accelerator.num_processes), None, None
 
     def __enter__(self) -> "Keeper":
-        if self.is_on and self.accelerator.distributed_type in SHARDED:
-            raise ValueError(
-                "--checkpointing_steps: the weights of this run are divided among the processes, and such checkpoints "
-                "are not written; leave it out, or train with one whole model a process (DDP)"
-            )
         try:
             self.run_id, folder, notes = together(self.accelerator, self._opened)
             for note in notes:
@@ -223,6 +229,10 @@ class Keeper:
             return Progress(), nothing_best(), None
         return give_back(run, self.checkpoint)
 
+    def note_settings(self) -> None:
+        """Take the flags as they are now, of which some are found in the run."""
+        self.settings |= settings_of(self.args, self.accelerator.num_processes)
+
     def is_due(self, progress: Progress, *, at_epoch_end: bool = False) -> bool:
         if not self.is_on or at_epoch_end or self.every == "epoch":
             return self.is_on and at_epoch_end and self.every == "epoch"
@@ -241,9 +251,10 @@ class Keeper:
             OSError: It cannot be written; those before it are as they were.
         """
         states = gather_object([split_state(random_state() if state is None else state)])
+        parts = collect(run, progress, best, states) if is_divided(run.model) else None  # needs every process
 
         def write() -> None:
-            tensors, rest = collect(run, progress, best, states)
+            tensors, rest = parts or collect(run, progress, best, states)
             known = {"settings": self.settings, "command": self.args.command, "versions": versions()}
             self.store.save(progress.step, self.run_id, tensors, {**rest, **known})
 
@@ -308,6 +319,10 @@ class Keeper:
             raise FileNotFoundError(f"`{folder}` is not seen from here: all processes must see the same checkpoints")
         self.checkpoint = read_checkpoint(folder, is_known=True)  # the main process has compared every file
         state = self.checkpoint.state()
+        if self.args.auto_find_batch_size:
+            take_batch_size(self.args, state["settings"])
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+            self.note_settings()
         self._refuse_others({name: state["settings"].get(name) for name in self.settings}, self.settings)
         self.args.command = state["command"]  # the one that started the run
         if other := other_versions(state["versions"]):

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from data import (
     Collator,
     Columns,
-    FusionDataset,
     LabelMap,
     Stream,
     StreamedDataset,
@@ -29,6 +28,10 @@ from data import (
     stratified_split,
     stream_of,
 )
+from training.features import CachedColumn, FeatureCollator, FeatureDataset
+from training.grouping import LengthGroupedSampler, lengths_of
+from training.resuming import together
+from training.views import training_view
 from training.workers import WatchedRows, finish_first
 
 TEXTS_OF_A_STREAM = 20_000  # that a vocabulary is learnt from
@@ -47,6 +50,7 @@ class TableRows:
 
     def __init__(self, table: Table, is_training: bool = False):
         self.table, self.is_training = table, is_training
+        self.features: dict[str, CachedColumn] = {}  # of the modalities whose towers were run beforehand
 
     @property
     def name(self) -> str:
@@ -94,16 +98,26 @@ class TableRows:
         )
         return report.describe()
 
-    def loader(self, args, accelerator, processor, labels: LabelMap) -> DataLoader:
+    def loader(self, args, accelerator, processor, labels: LabelMap, teacher=None) -> DataLoader:
         size = args.per_device_train_batch_size if self.is_training else args.per_device_eval_batch_size
-        dataset = FusionDataset(self.table, labels, processor, int(args.cache_gib * 2**30))
+        dataset = FeatureDataset(self.table, labels, processor, int(args.cache_gib * 2**30), self.features)
+        collate = FeatureCollator(processor, self.features, with_rows=self.is_training)
+        if self.is_training:
+            dataset, collate = training_view(args, dataset, collate, processor, teacher)
         return DataLoader(
             WatchedRows(dataset, self.table.place, args.num_workers) if args.num_workers else dataset,
             size,
-            shuffle=self.is_training,
-            collate_fn=Collator(processor, with_rows=self.is_training),
+            shuffle=self.is_training and not args.group_by_length,
+            sampler=self._grouped(args, accelerator, processor) if self.is_training and args.group_by_length else None,
+            collate_fn=collate,
             **_workers(args, args.num_workers),
         )
+
+    def _grouped(self, args, accelerator, processor) -> LengthGroupedSampler:
+        """An order by length; one process measures, since all must have the same."""
+        progress = accelerator.is_main_process
+        lengths = together(accelerator, lambda: lengths_of(self.table, processor, progress))
+        return LengthGroupedSampler(lengths, args.per_device_train_batch_size * accelerator.num_processes, args.seed)
 
 
 class StreamedRows:
@@ -158,7 +172,7 @@ class StreamedRows:
         ]
         return f"{self.name}: streamed, its cells are not checked beforehand; a bad one {dealt} when it comes"
 
-    def loader(self, args, accelerator, processor, labels: LabelMap) -> DataLoader:
+    def loader(self, args, accelerator, processor, labels: LabelMap, teacher=None) -> DataLoader:
         """A loader that `accelerate` need not divide among the processes: each reads its own rows already.
 
         It would either read all rows in one process and send them on (dispatch), or open every row in every process
@@ -175,11 +189,13 @@ class StreamedRows:
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
+        collate = Collator(processor, with_rows=True)
+        dataset, collate = training_view(args, dataset, collate, processor, teacher, accelerator.process_index)
         workers = self._num_workers(args, accelerator)
         loader = DataLoader(
             dataset,
             args.per_device_train_batch_size,
-            collate_fn=Collator(processor, with_rows=True),
+            collate_fn=collate,
             **_workers(args, workers),
         )
         loader = prepare_data_loader(
@@ -212,6 +228,7 @@ def _workers(args, num_workers: int) -> dict:
     return {
         "num_workers": num_workers,
         "persistent_workers": True,
+        "prefetch_factor": args.prefetch_factor,
         "timeout": args.dataloader_timeout,
         "worker_init_fn": finish_first if is_kept else None,
     }

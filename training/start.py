@@ -1,5 +1,6 @@
 """Where a training starts: with new towers and a new fusion, or with a whole model to go on from."""
 
+from configuration_mmfusion import FUSION_TYPES
 from training.arguments import refuse_idle_towers
 from training.optimization import tower_learning_rate
 from training.towers import BASE, Towers, make_towers
@@ -56,7 +57,8 @@ class NewModel:
             num_fusion_queries=args.num_fusion_queries,
             hidden_dropout_prob=args.hidden_dropout_prob,
             attention_probs_dropout_prob=args.hidden_dropout_prob,
-            modality_dropout=args.modality_dropout,
+            fusion_type=args.fusion_type or FUSION_TYPES[0],
+            **learning_choices(args),
         )
         return prepared(args, model, towers)
 
@@ -94,19 +96,31 @@ class GivenModel:
         args = self.args
         model = load_classifier(
             args.model_name_or_path, args.model_revision, labels,
-            dropout=args.hidden_dropout_prob, modality_dropout=args.modality_dropout,
+            dropout=args.hidden_dropout_prob, choices=learning_choices(args),
         )  # fmt: skip
         towers.encoders |= {m: getattr(model.mmfusion, TOWERS[m]) for m in self.config.modalities}
         return prepared(args, model, towers)
 
 
+def learning_choices(args) -> dict:
+    """Fields of the configuration that say how a model learns, and that a given model takes anew."""
+    names = (
+        "modality_dropout", "subset_ranking_weight", "balance", "unimodal_loss_weight", "contrastive_weight",
+        "contrastive_by_class", "label_smoothing",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}
+
+
 def prepared(args, model, towers: Towers):
-    """The model as it is trained: a tower whose learning rate is 0 is frozen."""
+    """The model as it is trained: a tower whose learning rate is 0 is frozen, those of `--lora` get LoRA layers."""
     from modeling_mmfusion import TOWERS
+    from training.adapters import add_lora
 
     for modality in towers.encoders:
         if tower_learning_rate(args, modality, towers) == 0:
             getattr(model.mmfusion, TOWERS[modality]).requires_grad_(False)
+    if args.lora:
+        add_lora(args, model, towers)
     if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
