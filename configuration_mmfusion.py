@@ -57,6 +57,7 @@ class MMFusionConfig(PreTrainedConfig):
         class_weights: Weight of each label in the loss (of multi-label: of its presence), or None.
         temperatures: What logits are divided by in use, for each subset of modalities (`"text+image"`) that a row may
             have; fitted after training, so that a confidence is as often right as it says. None: 1.
+        unimodal_temperatures: The same for the unimodal heads, by modality; the pipeline applies them.
         layer_norm_eps: Epsilon of the fusion's layer norms.
         initializer_range: Standard deviation of the initial weights.
 
@@ -97,6 +98,7 @@ class MMFusionConfig(PreTrainedConfig):
     label_smoothing: float = 0.0
     class_weights: list[float] | None = None
     temperatures: dict[str, float] | None = None
+    unimodal_temperatures: dict[str, float] | None = None
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
@@ -173,7 +175,7 @@ class MMFusionConfig(PreTrainedConfig):
             raise ValueError(
                 f"`class_weights` must hold {self.num_labels} numbers of at least 0, one for each label, got {weights}"
             )
-        for name, value in (self.temperatures or {}).items():
+        for name, value in [*(self.temperatures or {}).items(), *(self.unimodal_temperatures or {}).items()]:
             if not 0 < value < float("inf") or not set(name.split("+")) <= set(TOWER_CONFIGS):
                 raise ValueError(
                     "`temperatures` must give a number greater than 0 for subsets such as `text+image`, got "

@@ -31,8 +31,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data_file", required=True, help="table with labels: .csv, .tsv, .jsonl, .parquet, a folder, a Hub data set")
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
-    add("--task", choices=TASKS, default="classification",
-        help="what is measured: answers, how well each modality finds another, or both; default: classification")  # fmt: skip
+    add(
+        "--task",
+        choices=TASKS,
+        default="classification",
+        help="what is measured: answers, how well each modality finds another, or both; default: classification",
+    )
     add_column_arguments(parser)
     add_label_arguments(parser)
     add("--max_eval_samples", type=number(int, 1), help="use only the first rows, this many; default: all")
@@ -42,10 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=32,
         help="rows a batch on each device; default: 32",
     )
-    add("--target_accuracy", type=number(float, 0, 1.000001), help="say how sure an answer must be for answers to be "
+    add("--target_accuracy", type=number(float, 0), help="say how sure an answer must be for answers to be "
         "right this often: what to give `predict.py --reject_below`; default: do not")  # fmt: skip
     add("--output_file", type=Path, help="write the numbers here as JSON, replacing what is there; default: do not")
     args = parser.parse_args(argv)
+    if args.target_accuracy is not None and args.target_accuracy > 1:
+        parser.error(f"--target_accuracy is a share from 0 to 1, not {args.target_accuracy}")
     if args.target_accuracy is not None and args.task == "retrieval":
         parser.error("--target_accuracy and --task retrieval exclude each other: nothing is answered there")
     return args
@@ -98,6 +104,8 @@ def measure(
     """Give the numbers of a task, ready for JSON, and what is printed of them."""
     from metrics import coverage, retrieval, subsets
 
+    if target_accuracy is not None and subsets.problem_type(model.config) == "regression":
+        raise ValueError("`--target_accuracy` needs probabilities, and this model predicts numbers; leave it out")
     result, parts = {}, []
     if task != "retrieval":
         result = subsets.evaluate_subsets(model, loader, accelerator=accelerator, target_accuracy=target_accuracy)

@@ -356,7 +356,7 @@ def logits_alone(model, encoder_outputs: Any, unimodal_logits: torch.Tensor | No
     """
     presence, config = encoder_outputs.modality_mask, model.config
     if unimodal_logits is not None:
-        temperatures = getattr(config, "unimodal_temperatures", None) or {}
+        temperatures = config.unimodal_temperatures or {}
         divisors = torch.tensor([temperatures.get(name, 1.0) for name in MODALITIES], device=presence.device)
         return unimodal_logits / divisors[:, None].to(unimodal_logits.dtype)
     masks = torch.eye(len(MODALITIES), dtype=torch.long, device=presence.device)

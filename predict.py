@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_model_arguments, exit_code, number
 from cli.files import replacing
-from cli.scored import WRITERS, holds_media, prediction_columns, refuse_taken_names
+from cli.scored import WRITERS, prediction_columns, refuse_taken_names
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
 # As `explain` of the pipeline that travels with a model, whose import would be too slow for `--help`.
 METHODS = ("integrated_gradients", "attention")
@@ -51,11 +50,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
 
     add = parser.add_argument_group("whether to trust it").add_argument
-    add("--reject_below", type=number(float, 0, 1.000001), help="answer nothing where the best label's probability "
+    add("--reject_below", type=number(float, 0, 1), help="answer nothing where the best label's probability "
         "(of several labels, that of the least sure yes or no) is below this; default: always answer")  # fmt: skip
     add("--opinions", action=argparse.BooleanOptionalAction, default=False,
         help="whether to say what each modality says by itself, and whether they disagree; default: no")  # fmt: skip
-    add("--opinion_threshold", type=number(float, 0, 1.000001),
+    add("--opinion_threshold", type=number(float, 0, 1),
         help="--opinions: how sure a modality must be to disagree; default: 0.5")  # fmt: skip
 
     add = parser.add_argument_group("why").add_argument
@@ -158,7 +157,7 @@ def predict_table(args: argparse.Namespace) -> int:
     from torch.utils.data import DataLoader
 
     from cli.loading import load_model
-    from cli.tables import open_table
+    from cli.tables import open_table, own_columns
     from data import Collator, Columns, FusionDataset
     from metrics.coverage import sureness
     from metrics.subsets import problem_type
@@ -179,7 +178,7 @@ def predict_table(args: argparse.Namespace) -> int:
         allow_outside=args.allow_outside_paths,
         on_bad_cell=args.on_bad_cell,
     )
-    kept = kept_columns(args, table)
+    kept = own_columns(table, args.data_file, split=args.split, config_name=args.dataset_config_name)
     problem, id2label = problem_type(model.config), model.config.id2label
     refuse_numbers(args, problem)
     new_names = [*prediction_columns(problem, id2label, None), *more_names(args, model)]
@@ -266,24 +265,6 @@ def explain_table(classify, loader, label: str | None) -> tuple["np.ndarray", di
     }
     kept = {name: columns[name] for name in contribution_names(classify.model)}
     return torch.cat([part["scores"] for part in parts]).numpy(), kept
-
-
-def kept_columns(args: argparse.Namespace, table) -> "pa.Table":
-    """Give all columns of the source for the rows of the table, without media that lie in it as bytes or arrays."""
-    import pyarrow as pa
-
-    from data.reading import open_source
-    from data.table import is_label, named_labels
-
-    source = open_source(args.data_file, split=args.split, config_name=args.dataset_config_name)
-    rows = source.load(source.column_names).select(table.rows)
-    heavy = [field.name for field in rows.data.schema if holds_media(field.type)]
-    kept = rows.remove_columns(heavy).with_format("arrow")[:].replace_schema_metadata(None)
-    for name, feature in rows.remove_columns(heavy).features.items():
-        if is_label(feature):  # a person reads names, not numbers
-            values = pa.array(named_labels(kept[name].to_pylist(), feature))
-            kept = kept.set_column(kept.column_names.index(name), name, values)
-    return kept
 
 
 def run(args: argparse.Namespace) -> None:

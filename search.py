@@ -50,7 +50,7 @@ def add_build(parser: argparse.ArgumentParser):
         help="vectors that are kept, joined by commas: `fused` of whatever a row has, or of some modalities alone, "
         "such as `audio` or `text+image`; default: fused")  # fmt: skip
     add("--dtype", choices=("float32", "float16"), default="float32",
-        help="how vectors are kept: float16 takes half the room and moves scores by up to 0.001; default: float32")  # fmt: skip
+        help="how vectors are kept; float16 halves the room, scores move by 0.001; default: float32")  # fmt: skip
     add("--approximate", action=argparse.BooleanOptionalAction, default=False,
         help="whether to build a graph as well, for approximate search in millions of rows; default: no")  # fmt: skip
     add("--label_column", help="column of classes, by which a match tells mismatched pairs; default: `label` if it "
@@ -59,7 +59,9 @@ def add_build(parser: argparse.ArgumentParser):
 
 def _add_table(parser: argparse.ArgumentParser, **kwargs):
     parser.add_argument("--data_file", **kwargs)
-    parser.add_argument("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
+    parser.add_argument(
+        "--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`"
+    )
     add_column_arguments(parser)
     parser.add_argument("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
 

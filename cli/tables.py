@@ -4,6 +4,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from data import Columns, LabelMap, Table
 
 
@@ -64,3 +66,29 @@ def open_table(
     if report.problems:
         print(report.describe(), file=sys.stderr)
     return table
+
+
+def own_columns(
+    table: "Table", source: str, *, split: str | None = None, config_name: str | None = None
+) -> "pa.Table":
+    """Give all columns of the source for the rows of a table, without media that lie in it as bytes or arrays.
+
+    Args:
+        table: which rows.
+        source: what the table was read from, like `split` and `config_name`.
+    """
+    import pyarrow as pa
+
+    from cli.scored import holds_media
+    from data.reading import open_source
+    from data.table import is_label, named_labels
+
+    opened = open_source(source, split=split, config_name=config_name)
+    rows = opened.load(opened.column_names).select(table.rows)
+    rows = rows.remove_columns([field.name for field in rows.data.schema if holds_media(field.type)])
+    kept = rows.with_format("arrow")[:].replace_schema_metadata(None)
+    for name, feature in rows.features.items():
+        if is_label(feature):  # a person reads names, not numbers
+            values = pa.array(named_labels(kept[name].to_pylist(), feature))
+            kept = kept.set_column(kept.column_names.index(name), name, values)
+    return kept

@@ -229,10 +229,16 @@ def _measured(facts: FolderFacts) -> str:
     history = facts.metrics.get("training") or {}
     held_out = _table_name(facts, "validation")
     sentences = [f"Measured on the held-out rows: {held_out}."] if held_out else []
-    if "best_epoch" in history:
+    num_epochs, in_soup = len(history.get("epochs", [])), (history.get("soup") or {}).get("epochs", [])
+    if len(in_soup) > 1:
         sentences.append(
-            f"The weights are those of the best of {len(history.get('epochs', []))} epochs, number "
-            f"{count(history['best_epoch'])}. It was chosen on these very rows, so they flatter the model a bit."
+            f"The weights are the average of the epochs {', '.join(map(count, sorted(in_soup)))} of {num_epochs}, "
+            "chosen on these very rows, so they flatter the model a bit."
+        )
+    elif "best_epoch" in history:
+        sentences.append(
+            f"The weights are those of the best of {num_epochs} epochs, number {count(history['best_epoch'])}. It was "
+            "chosen on these very rows, so they flatter the model a bit."
         )
     if history.get("interrupted"):
         sentences.append("The training was interrupted before its end.")

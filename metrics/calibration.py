@@ -178,8 +178,7 @@ def num_folds(num_rows: int) -> int:
 def forget_temperatures(config) -> None:
     """Have a model answer as its weights say, for other weights shall come."""
     config.temperatures = None
-    if getattr(config, "unimodal_temperatures", None) is not None:
-        config.unimodal_temperatures = None
+    config.unimodal_temperatures = None
 
 
 # -- at the end of a training -----------------------------------------------------------------------------------------

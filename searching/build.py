@@ -9,47 +9,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.files import assembled
-from cli.scored import holds_media
+from metrics.subsets import subset_name
 from metrics.vectors import embed_batch, in_use, refuse_broken
-from searching import matching, store
+from searching.matching import calibrations
 from searching.nearest import import_faiss, write_graph
-from searching.reader import Reader, load_reader, warn_of_untrained
+from searching.reader import Reader, load_reader
+from searching.store import ROWS, View, file_names, read_views, refuse_place, write_manifest
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from data import Table
 
 
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """Build an index and give its manifest; `args` as `search.py build` reads them."""
-    store.refuse_place(args.index_dir, overwrite=args.overwrite)
+    refuse_place(args.index_dir, overwrite=args.overwrite)
     if args.approximate:
         import_faiss()  # or it would be missed at the end
     reader = load_reader(args.model, revision=args.revision, device=args.device)
-    views = store.read_views(args.by, reader.modalities)
+    views = read_views(args.by, reader.modalities)
     table = open_rows(args, reader)
-    if any(set(subset) != set(reader.modalities) for subset in views.values()):
-        warn_of_untrained(reader.describe()["contrastive_weight"], reader.name)
     with assembled(args.index_dir) as folder:
-        lengths = write_vectors(folder, args, reader, table, views)
+        write_vectors(folder, args, reader, table, views)
         write_rows(folder, args, table)
-        index = store.Index(folder, {"views": lengths, "model": reader.describe(), "files": {}})
-        store.write_manifest(folder, manifest_of(folder, args, index, table))
-    return store.open_index(args.index_dir).manifest
+        written = {name: stored_view(folder, name) for name in views}
+        graphs = {}
+        if args.approximate:
+            graphs = {name: write_graph(view, folder / file_names(name)["graph"]) for name, view in written.items()}
+        content = {
+            "model": reader.describe(),
+            "table": {"name": table.name, "num_rows": len(table)},
+            "width": reader.model.config.hidden_size,
+            "dtype": args.dtype,
+            "views": {
+                name: {"num_rows": len(view), "recall_at_10_of_graph": graphs.get(name)}
+                for name, view in written.items()
+            },
+            "calibration": calibrations(written, table.labels() if table.has_labels else None),
+        }
+        write_manifest(folder, content)
+    return content
 
 
-def open_rows(args: argparse.Namespace, reader: Reader, *, label: str | None = "none") -> "Table":
-    """Read a table with the columns that the flags name, for a model."""
+def open_rows(args: argparse.Namespace, reader: Reader) -> "Table":
+    """Read a table with the columns that the flags name, for a model; labels only where there is a flag for them."""
     from cli.tables import open_table
     from data import Columns
 
+    label = getattr(args, "label_column", "none")
     return open_table(
         args.data_file,
         reader.model,
         reader.processor,
-        columns=Columns(args.text_column, args.image_column, args.audio_column, getattr(args, "label_column", label)),
+        columns=Columns(args.text_column, args.image_column, args.audio_column, label),
         split=args.split,
         config_name=args.dataset_config_name,
         allow_outside=args.allow_outside_paths,
@@ -110,11 +123,8 @@ class VectorFile:
 
 def write_vectors(
     folder: Path, args: argparse.Namespace, reader: Reader, table: "Table", views: dict[str, tuple[str, ...]]
-) -> dict[str, int]:
+):
     """Embed every row once and write the vectors of each view, for the rows that have anything of it.
-
-    Returns:
-        View -> how many vectors it has.
 
     Raises:
         ValueError: When no row has anything of a view.
@@ -124,7 +134,7 @@ def write_vectors(
 
     width, files = reader.model.config.hidden_size, {}
     for view in views:
-        path = folder / store.file_names(view)["vectors"]
+        path = folder / file_names(view)["vectors"]
         files[view] = VectorFile(path, len(table), width, args.dtype)
     positions, first = {view: [] for view in views}, 0
     loader = batches_of(args, reader, table)
@@ -132,7 +142,7 @@ def write_vectors(
         for batch in tqdm(loader, desc="embedding", unit="batch"):
             found = embed_batch(reader.model, batch, list(views.values()))
             for view, subset in views.items():
-                vectors = found["vectors", store.subset_name(subset)].cpu().numpy()
+                vectors = found["vectors", subset_name(subset)].cpu().numpy()
                 refuse_broken(vectors, view, first)
                 has = np.flatnonzero(vectors.any(axis=1))
                 files[view].append(vectors[has])
@@ -142,8 +152,7 @@ def write_vectors(
         if file.num_rows == 0:
             raise ValueError(f"no row of `{args.data_file}` has anything of `{view}`: leave it out of `--by`.")
         file.close()
-        np.save(folder / store.file_names(view)["positions"], np.concatenate(positions[view]))
-    return {view: file.num_rows for view, file in files.items()}
+        np.save(folder / file_names(view)["positions"], np.concatenate(positions[view]))
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -154,65 +163,22 @@ def write_rows(folder: Path, args: argparse.Namespace, table: "Table"):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from cli.tables import own_columns
+
     columns = {
         "row": pa.array([table.row_number(index) for index in range(len(table))]),
         "file": pa.array([table.shard_of(index).name for index in range(len(table))]),
     }
-    cells = own_columns(args, table)
+    cells = own_columns(table, args.data_file, split=args.split, config_name=args.dataset_config_name)
     if cells.num_columns:
         columns["cells"] = cells.to_struct_array().combine_chunks()
-    pq.write_table(pa.table(columns), folder / store.ROWS)
+    pq.write_table(pa.table(columns), folder / ROWS)
 
 
-def own_columns(args: argparse.Namespace, table: "Table") -> "pa.Table":
-    """Give all columns of the source for the rows of the table, without media that lie in it as bytes or arrays."""
-    import pyarrow as pa
-
-    from data.reading import open_source
-    from data.table import is_label, named_labels
-
-    source = open_source(args.data_file, split=args.split, config_name=args.dataset_config_name)
-    rows = source.load(source.column_names).select(table.rows)
-    rows = rows.remove_columns([field.name for field in rows.data.schema if holds_media(field.type)])
-    kept = rows.with_format("arrow")[:].replace_schema_metadata(None)
-    for name, feature in rows.features.items():
-        if is_label(feature):  # a person reads names, not numbers
-            values = pa.array(named_labels(kept[name].to_pylist(), feature))
-            kept = kept.set_column(kept.column_names.index(name), name, values)
-    return kept
-
-
-# -- the manifest -----------------------------------------------------------------------------------------------------
-
-
-def manifest_of(folder: Path, args: argparse.Namespace, index: store.Index, table: "Table") -> dict[str, Any]:
-    """Give what is said of the index, and write the graphs, whose recall is part of it."""
-    views = {name: {"num_rows": num_rows} for name, num_rows in index.manifest["views"].items()}
-    for name, content in views.items():
-        if args.approximate:
-            graph = folder / store.file_names(name)["graph"]
-            content["recall_at_10_of_graph"] = write_graph(stored_view(folder, name), graph)
-    return {
-        "model": index.model,
-        "table": {"name": table.name, "num_rows": len(table)},
-        "width": args_width(folder, next(iter(views))),
-        "dtype": args.dtype,
-        "views": views,
-        "calibration": matching.calibrations(
-            {name: stored_view(folder, name) for name in views if name in ("text", "image", "audio")},
-            table.labels() if table.has_labels else None,
-        ),
-    }
-
-
-def args_width(folder: Path, view: str) -> int:
-    return int(stored_view(folder, view).vectors.shape[1])
-
-
-def stored_view(folder: Path, name: str) -> store.View:
+def stored_view(folder: Path, name: str) -> View:
     """Open vectors that were just written; their hashes are not known yet."""
     import numpy as np
 
-    names = store.file_names(name)
+    names = file_names(name)
     vectors, positions = (np.load(folder / names[part], mmap_mode="r") for part in ("vectors", "positions"))
-    return store.View(name, vectors, positions)
+    return View(name, vectors, positions)

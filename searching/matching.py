@@ -60,6 +60,21 @@ def probability(cosine: float, known: Mapping[str, Any]) -> float:
     return float(expit(known["slope"] * cosine + known["intercept"]))
 
 
+def describe(answers: Sequence[Mapping[str, Any]]) -> str:
+    """Lay scores out for people, one pair a line."""
+    lines = []
+    for answer in answers:
+        line = f"{answer['pair']}  cosine {answer['cosine']:+.4f}"
+        if (known := answer["calibrated_on"]) is not None:
+            line += (
+                f"  probability {answer['probability']:.1%} (from {known['num_pairs'][0]:,} pairs of the index and "
+                f"{known['num_pairs'][1]:,} of {known['mismatched']}; a pair scores above a mismatch in "
+                f"{known['auc']:.1%} of cases)"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
 # -- what is usual ----------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +82,7 @@ def calibrations(views: Mapping[str, "View"], labels: Sequence[Any] | None) -> d
     """Fit each pair of modalities for which an index holds vectors of both.
 
     Args:
-        views: modality -> its vectors.
+        views: name -> vectors; those of single modalities count.
         labels: of all rows; where they are known, a mismatched pair has two labels.
 
     Returns:
@@ -90,9 +105,7 @@ def _lots(first: "View", second: "View", labels: Sequence[Any] | None) -> tuple[
     noise = np.random.default_rng(0)
     both, left, right = np.intersect1d(first.positions, second.positions, return_indices=True)
     chosen = np.sort(noise.permutation(len(both))[:MAX_PAIRS])
-    left, right = (
-        view.vectors[places[chosen]].astype("float32") for view, places in ((first, left), (second, right))
-    )
+    left, right = (view.vectors[places[chosen]].astype("float32") for view, places in ((first, left), (second, right)))
     other = noise.permutation(len(chosen))
     if labels is None:
         same = np.maximum((left * left[other]).sum(axis=1), (right * right[other]).sum(axis=1)) > SAME_CELL

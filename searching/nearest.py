@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metrics.retrieval import SCORE_DECIMALS
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -40,7 +42,8 @@ def nearest(
         approximate: whether to use the graph, which may miss some.
 
     Returns:
-        (cosines (Q, K), best first; places in the view (Q, K)). Equal ones are in the order of the rows.
+        (cosines (Q, K), best first; places in the view (Q, K)). Those that differ by rounding alone are equal, and in
+        the order of the rows.
 
     Raises:
         ValueError: When widths differ, or there is no graph.
@@ -54,8 +57,9 @@ def nearest(
         )
     top_k = min(top_k, len(view))
     cosines, places = (_by_graph if approximate else _exactly)(view, queries, top_k)
+    cosines = cosines.clip(-1, 1).round(SCORE_DECIMALS)
     order = np.lexsort((places, -cosines), axis=1)
-    return np.take_along_axis(cosines, order, 1).clip(-1, 1), np.take_along_axis(places, order, 1)
+    return np.take_along_axis(cosines, order, 1), np.take_along_axis(places, order, 1)
 
 
 def _exactly(view: "View", queries: "np.ndarray", top_k: int) -> tuple["np.ndarray", "np.ndarray"]:

@@ -55,6 +55,10 @@ class Reader(NamedTuple):
             ValueError: When the sample is empty, or holds what the model does not read or what cannot be opened.
             FileNotFoundError: When there is no such file.
         """
+        if unread := [name for name in sample if name not in self.modalities]:
+            raise ValueError(
+                f'"{unread[0]}" was given, but this model reads only {", ".join(self.modalities)}; leave it out.'
+            )
         opened = self.pipeline.preprocess(sample)
         columns = {name: [value] for name, value in opened.items()}
         batch = dict(self.processor(**columns, sampling_rate=self.processor.audio_sampling_rate, return_tensors="pt"))
@@ -72,7 +76,9 @@ def load_reader(name: str, *, revision: str | None = None, device: str = "auto")
     return Reader(name, load_pipeline(name, revision=revision, device=device))
 
 
-def reader_of(index: "Index", *, model: str | None = None, revision: str | None = None, device: str = "auto") -> Reader:
+def reader_of(
+    index: "Index", *, model: str | None = None, revision: str | None = None, device: str = "auto"
+) -> Reader:
     """Load the model that made an index, from where it was or from where it is now.
 
     Args:

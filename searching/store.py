@@ -11,6 +11,7 @@ Vectors are mapped from disk: what is read of them is what a query needs.
     graph-fused.faiss             with `--approximate`
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -150,14 +151,15 @@ class Index:
         has_graph = names["graph"] in self.manifest["files"]
         return View(name, vectors, positions, self.whole(names["graph"]) if has_graph else None)
 
-    def _known(self, name: str) -> str:
-        (found,) = read_views(name.split(",")[0], self.model["modalities"])
-        if found not in self.views:
+    def _known(self, text: str) -> str:
+        names = list(read_views(text, self.model["modalities"]))
+        if len(names) > 1 or names[0] not in self.views:
+            wanted = ",".join(dict.fromkeys([*self.views, *names]))
             raise ValueError(
-                f"`by`: the index `{self.folder}` holds no vectors of `{found}`, but of {', '.join(self.views)}: "
-                f"choose one of these, or build it with `--by {','.join([*self.views, found])}`."
+                f"`by` is {text!r}; the index `{self.folder}` holds vectors of {', '.join(self.views)}: choose one of "
+                f"these, or build it again with `--by {wanted}`."
             )
-        return found
+        return names[0]
 
     def _array(self, name: str) -> "np.ndarray":
         import numpy as np
@@ -169,11 +171,19 @@ class Index:
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """Give `row` (from 1, in its file), `file` and `cells` (the table's own columns) of some rows."""
-        found = self._row_table.take(list(positions)).to_pylist()
-        return [{"cells": {}, **row} for row in found]
+        return [{"cells": {}, **row} for row in self._rows.take(list(positions)).to_pylist()]
 
-    @property
-    def _row_table(self) -> "pa.Table":
+    def columns(self, positions: Sequence[int]) -> tuple["pa.ChunkedArray", "pa.Table | None"]:
+        """Give the numbers of some rows, and the table's own columns; None where it has none but media."""
+        import pyarrow as pa
+
+        found = self._rows.take(list(positions))
+        has_cells = "cells" in found.column_names
+        cells = pa.Table.from_struct_array(found.column("cells").combine_chunks()) if has_cells else None
+        return found.column("row"), cells
+
+    @functools.cached_property
+    def _rows(self) -> "pa.Table":
         import pyarrow.parquet as pq
 
         return pq.read_table(self.whole(ROWS), memory_map=True)

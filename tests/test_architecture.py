@@ -19,14 +19,14 @@ GUARDED = {
     "pipeline_mmfusion": ["explanation_mmfusion"],
 }
 VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search")
-ROOMS = ("cli", "data", "metrics", "training", "tuning", "hub", "space", "benchmarks")
+ROOMS = ("cli", "data", "metrics", "training", "tuning", "searching", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 # What a search, whose trainings are processes, takes of `training/`: what is said about a run, nothing that trains.
 ABOUT_A_TRAINING = {f"training.{name}" for name in ("arguments", "flags", "identity", "interruption")}
 HEAVY = {
     "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib",
-    "captum", "optuna", "fastapi", "uvicorn", "starlette",
+    "captum", "optuna", "faiss", "fastapi", "uvicorn", "starlette",
 }  # fmt: skip
 TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
@@ -138,7 +138,7 @@ def test_data_does_not_know_the_metrics():
 def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
     """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline."""
     paths = [ROOT / f"{verb}.py" for verb in VERBS if verb != "train"]
-    paths += python_files("benchmarks", "cli", "hub", "space")
+    paths += python_files("benchmarks", "cli", "hub", "searching", "space")
     for path in set(paths) - {TRAINEE}:
         assert not imports_of_ours(path) & set(TRAVELLING), name_of(path)
 
@@ -161,6 +161,12 @@ def test_tuning_is_the_room_of_tune_alone():
     for path in SOURCES:
         if path.name != "tune.py" and path.parent.name != "tuning":
             assert "tuning" not in imports_of_ours(path), name_of(path)
+
+
+def test_searching_is_the_room_of_search_alone():
+    for path in SOURCES:
+        if path.name != "search.py" and path.parent.name != "searching":
+            assert "searching" not in imports_of_ours(path), name_of(path)
 
 
 def test_the_hub_is_the_room_of_the_push_and_the_space_that_of_the_app():

@@ -21,7 +21,8 @@ from processing_mmfusion import MMFusionProcessor
 ROOT = Path(__file__).parent.parent
 LABELS = ["ant", "bee", "cat"]
 SEVEN = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
-TRAVELLING = [f"{name}_mmfusion.py" for name in ("configuration", "modeling", "processing", "pipeline", "explanation")]
+PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "pipeline", "explanation")
+TRAVELLING = [f"{name}_mmfusion.py" for name in PARTS]
 AUTO_MAP = {
     "AutoConfig": "configuration_mmfusion.MMFusionConfig",
     "AutoModel": "modeling_mmfusion.MMFusionModel",

@@ -204,7 +204,12 @@ def test_subset_metrics_are_those_of_scikit_learn(model):
     [
         ("regression", 1, torch.arange(5.0), {"mae", "pearson_r"}),
         ("regression", 2, torch.randn(5, 2), {"mae", "pearson_r"}),
-        ("multi_label_classification", 3, torch.eye(5, 3), {"micro_f1", "macro_f1", "mean_average_precision"}),
+        (
+            "multi_label_classification",
+            3,
+            torch.eye(5, 3),
+            {"micro_f1", "macro_f1", "mean_average_precision", "expected_calibration_error"},
+        ),
     ],
 )
 def test_other_problem_types_get_their_own_metrics(problem, num_labels, labels, keys):
@@ -283,7 +288,7 @@ def test_multilabel_reliability_pools_the_decisions_of_all_labels():
     details = evaluation_details(
         "multi_label_classification", np.array([[0.9, 0.1], [0.5, 0.1]]), np.array([[1, 0], [0, 1]])
     )
-    assert list(details) == ["reliability"]
+    assert list(details) == ["reliability", "coverage"]
     low, high = details["reliability"]
     # 0.5 says yes and is wrong; of the three that are sure at 0.9, a yes and a no are right and a no is wrong.
     assert low == {"num_rows": 1, "confidence": 0.5, "accuracy": 0.0}

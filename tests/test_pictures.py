@@ -15,7 +15,7 @@ from hub.pictures import draw_pictures
 from metrics.details import evaluation_details
 
 SEVEN = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
-ALL = ["confusion_matrix.png", "reliability.png", "subsets.png"]
+ALL = ["confusion_matrix.png", "coverage.png", "reliability.png", "subsets.png"]
 has_chinese = any("CJK" in font.name for font in font_manager.fontManager.ttflist)
 
 

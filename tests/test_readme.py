@@ -16,10 +16,8 @@ def commands() -> list[str]:
     """Every `python SCRIPT …` in the README's shell blocks and in the Makefile, on one line each, without comments."""
     blocks = [*re.findall(r"```bash\n(.*?)```", README, re.DOTALL), (ROOT / "Makefile").read_text(encoding="utf-8")]
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
-    found = [
-        re.search(r"(?:python|\$\(PY\)) ((?:train|evaluation|predict|push_to_hub|app|benchmarks/\w+)\.py .*)", x)
-        for x in lines
-    ]
+    verbs = "train|tune|evaluation|predict|search|push_to_hub|app"
+    found = [re.search(rf"(?:python|\$\(PY\)) ((?:{verbs}|benchmarks/\w+)\.py .*)", line) for line in lines]
     return [re.sub(r"\s#.*", "", match[1]) for match in found if match]
 
 

@@ -323,7 +323,9 @@ def loading_code(base: str, adapter: str, options: dict) -> str:
 def _base_options(args, config, **labels) -> dict:
     """What loads the base as the adapter expects it; the head of a given model may be one for other labels."""
     revision = {} if config.revision is None else {"revision": config.revision}
-    return revision if args.model_name_or_path is None else {**revision, **labels, "ignore_mismatched_sizes": True}
+    if args.model_name_or_path is None:
+        return revision
+    return {**revision, **labels, "ignore_mismatched_sizes": True, "temperatures": None}
 
 
 CARD = """---
@@ -334,7 +336,7 @@ CARD = """---
 
 For `{base}`, which reads {modalities}. LoRA of rank {config.r} (alpha {config.lora_alpha:g}, dropout \
 {config.lora_dropout:g}) in the towers for {towers}; trained as a whole and in here, too: {parts}. Once loaded it \
-says what the model folder `{name}` says, where it is merged.
+says what the model folder `{name}` says, where it is merged and its confidence is calibrated, too.
 
 ```python
 from peft import PeftModel

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from cli.files import replacing, write_json
 from training.arguments import FINISHED, beside, is_finished
@@ -28,8 +28,6 @@ from training.identity import differences, other_versions, rows_of, settings_of,
 from training.randomness import random_state, split_state
 from training.records import LOG
 from training.sharding import divided_as, is_divided, load_weights, whole
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass
