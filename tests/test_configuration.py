@@ -12,7 +12,7 @@ from conftest import audio_config, make_model, model_config, resnet_config, text
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ASTConfig, BertConfig, ResNetConfig, Wav2Vec2Config
 
-from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
+from configuration_mmfusion import FUSION_TYPES, TOWER_CONFIGS, MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ SENTENCES = {
         dict.fromkeys(TOWER_CONFIGS.values()),
         "at least one of `text_config`, `vision_config`, `audio_config` must be given, got none of them",
     ),
-    "fusion type": ({"fusion_type": "sum"}, "`fusion_type` must be one of cross_attention, got 'sum'"),
+    "fusion type": ({"fusion_type": "sum"}, f"`fusion_type` must be one of {', '.join(FUSION_TYPES)}, got 'sum'"),
     "heads": ({"hidden_size": 30}, "`hidden_size` must be a multiple of `num_attention_heads` (4), got 30"),
     "audio tower": (
         {"audio_config": text_config()},
