@@ -28,9 +28,8 @@ EXAMPLES = """examples:
 # Not what the numbers depend on, or said elsewhere.
 NOT_RECORDED = (
     "cache_dir", "command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub",
-    "checkpointing_steps",
-    "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "prefetch_factor", "report_to",
-    "resume_from_checkpoint", "with_tracking",
+    "checkpointing_steps", "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "prefetch_factor",
+    "report_to", "resume_from_checkpoint", "with_tracking",
 )  # fmt: skip
 
 
