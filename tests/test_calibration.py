@@ -269,7 +269,7 @@ def test_a_model_is_calibrated_anew_and_not_on_top_of_what_it_had():
     evaluate_calibrated(model, batches(), progress=False)
     assert model.config.temperatures == pytest.approx(first)
     forget_temperatures(model.config)
-    assert model.config.temperatures is None and not hasattr(model.config, "unimodal_temperatures")
+    assert model.config.temperatures is None and model.config.unimodal_temperatures is None
 
 
 def test_numbers_and_single_rows_get_no_temperatures():

@@ -39,7 +39,7 @@ from transformers import (
 import train
 from cli.loading import load_model
 from data import FusionDataset, demo
-from training import loop, optimization, records, rows
+from training import loop, optimization, records, setup
 
 ROOT = Path(train.__file__).parent
 SUBSETS = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
@@ -217,13 +217,18 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(trained, demo_flags, t
     assert not are_equal(weights_of(tmp_path / "other"), weights_of(trained))
 
 
+def heeds_ctrl_c():
+    """A shell has what it starts in the background ignore Ctrl-C, and whatever is started by that, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_stranger_loads_what_a_run_left_that_was_interrupted(demo_flags, tmp_path):
     """One run in a process of its own, a real Ctrl-C after its first epoch, and a fresh interpreter elsewhere."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "train.py", *demo_flags[:-2], "--num_train_epochs", "1000"]
     with subprocess.Popen(
         [*command, "--output_dir", str(tmp_path / "model")],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heeds_ctrl_c,
     ) as process:  # fmt: skip
         lines = iter(process.stdout.readline, "")
         seen = next((line for line in lines if "best so far" in line), "")
@@ -359,8 +364,8 @@ def test_every_kind_of_problem_trains(problem, tmp_path):
 
 def test_without_a_validation_file_each_class_keeps_its_share(tmp_path, monkeypatch):
     table = write_table(tmp_path / "t.csv", make_rows(["a", "b"], 15) + make_rows(["c"], 10))
-    parts, real = [], rows.open_rows
-    monkeypatch.setattr(rows, "open_rows", lambda *args, **options: parts.append(real(*args, **options)) or parts[0])
+    parts, real = [], setup.open_rows
+    monkeypatch.setattr(setup, "open_rows", lambda *args, **options: parts.append(real(*args, **options)) or parts[0])
     flags = ["--train_file", table, "--validation_fraction", "0.2", *TEXT_ONLY, *TWO_STEPS]
     assert run(flags, tmp_path / "m") == 0
     counts = [Counter(part.table.labels()) for part in parts[0][:2]]
