@@ -15,11 +15,11 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import tune
+from cli.children import LEASH, last_words
 from tuning import claims, keeping, pictures, report
 from tuning.command import Training
 from tuning.space import read_space
 from tuning.study import Study, make_sampler, telling_faults
-from tuning.trial import LEASH, last_words
 
 ROOT = Path(tune.__file__).parent
 SPACE = ["learning_rate=loguniform(1e-4,3e-3)", "hidden_dropout_prob=uniform(0,0.5)"]
@@ -423,11 +423,11 @@ def rows_of(folder):
 def test_a_search_prunes_what_does_not_learn_and_leaves_the_best_model(table, tmp_path, capsys):
     folder = tmp_path / "study"
     options = ["--sampler", "grid", "--seed", 0, "--pruner_startup_trials", 1]
-    assert tune.main(search(table, folder, "learning_rate=categorical(0,3e-3)", 3, *options)) == 0
+    assert tune.main(search(table, folder, "learning_rate=categorical(0,3e-3)", 8, *options)) == 0
     said = capsys.readouterr().out
     rows = rows_of(folder)
     assert [(row["state"], row["learning_rate"]) for row in rows] == [("complete", "3e-3"), ("pruned", "0")], said
-    assert int(rows[1]["epochs"]) < 3
+    assert int(rows[1]["epochs"]) < 8
     assert "trial 1  pruned, accuracy" in said and f"the best model, of trial 0, is in {folder}/best" in said
     assert {path.name for path in folder.iterdir()} >= {"study.db", "study.json", "history.png", "slices.png"}
     assert not [path for path in (folder / "trials").iterdir() if path.is_dir()]
@@ -436,7 +436,7 @@ def test_a_search_prunes_what_does_not_learn_and_leaves_the_best_model(table, tm
 
     model = AutoModelForSequenceClassification.from_pretrained(folder / "best", trust_remote_code=True)
     assert set(model.config.id2label.values()) == {"good", "bad"}
-    assert tune.main(search(table, folder, "learning_rate=categorical(0,3e-3)", 3, *options)) == 0  # all is done
+    assert tune.main(search(table, folder, "learning_rate=categorical(0,3e-3)", 8, *options)) == 0  # all is done
 
 
 def start(argv):
