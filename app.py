@@ -3,6 +3,7 @@
     python app.py --model outputs/demo                    # a folder that train.py wrote
     python app.py --model user/name --revision 1a2b3c4    # from the Hub, pinned
     python app.py                                         # a small model, trained on the demo set at the first start
+    python app.py --model outputs/mine --task stars       # of a model with several tasks one
 
 On a Space the same settings come from variables (MMFUSION_MODEL, MMFUSION_REVISION), and a private model is read with
 the secret HF_TOKEN.
@@ -31,8 +32,19 @@ def serve(options: Options) -> None:
     with bound_socket(options.host, options.port) as listener:
         name = options.model or str(cached_demo_model())
         print(f"loading {name}", flush=True)
-        service = Service(load_pipeline(name, revision=options.revision, device=options.device), options)
+        loaded = load_pipeline(name, revision=options.revision, device=options.device)
+        service = Service(for_one_task(loaded, options.task), options)
         DrainingServer(make_app(service, options, name), service, options).run_on(listener)
+
+
+def for_one_task(pipeline, name: str | None):
+    """Give the pipeline for the task of this name; None: the first, or what it is where the model has one.
+
+    Raises:
+        ValueError: The model has no such task.
+    """
+    names = getattr(pipeline, "task_names", ())  # the pipeline of an older model has none
+    return pipeline.for_task(name or names[0]) if name or names else pipeline
 
 
 def main(argv: list[str] | None = None) -> int:

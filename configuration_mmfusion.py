@@ -4,7 +4,9 @@ The sizes at the top level are the fusion's own; each tower keeps the configurat
 A tower is left out by leaving its configuration out. This file imports no torch.
 """
 
+import copy
 import difflib
+from typing import NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, logging
@@ -16,6 +18,28 @@ logger = logging.get_logger(__name__)
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
 BALANCES = ("none", "unimodal", "ogm_ge", "mmpareto")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# What a model of one task says in fields of its own, and one of several tasks in the entries of `tasks`.
+FITTED_FIELDS = ("temperatures", "unimodal_temperatures", "thresholds")  # after training
+TASK_FIELDS = ("problem_type", "class_weights", "ordinal", *FITTED_FIELDS)
+
+
+class Task(NamedTuple):
+    """One of the tasks of a model.
+
+    Attributes:
+        name: Its name; None for the only task of a model that has no `tasks`.
+        config: That of a model of this task alone.
+        outputs: Its columns among the logits.
+        labels: Its columns among the labels: one for a class number, else one for each output.
+        weight: Of its loss.
+    """
+
+    name: str | None
+    config: "MMFusionConfig"
+    outputs: slice
+    labels: slice
+    weight: float
 
 
 @strict
@@ -55,9 +79,17 @@ class MMFusionConfig(PreTrainedConfig):
         contrastive_by_class: Whether all rows of a class belong together for it, instead of each row with itself.
         label_smoothing: While training, share of the probability that is spread over all labels, in [0, 1).
         class_weights: Weight of each label in the loss (of multi-label: of its presence), or None.
+        ordinal: Whether the classes have an order, that of their numbers: the loss then also counts how far
+            probability lies from the true class. For `single_label_classification`.
         temperatures: What logits are divided by in use, for each subset of modalities (`"text+image"`) that a row may
             have; fitted after training, so that a confidence is as often right as it says. None: 1.
         unimodal_temperatures: The same for the unimodal heads, by modality; the pipeline applies them.
+        thresholds: Of `multi_label_classification`, the probability from which each label counts as predicted; fitted
+            after training. None: 0.5.
+        tasks: Of a model with several tasks, a list of {"name", "problem_type", "labels": names of its outputs,
+            "weight": of its loss}, and where they were fitted what is fitted after training. The outputs of all tasks
+            stand side by side, in this order; `id2label` follows from it. None: one task. (A list, since the keys of
+            an object come out of a JSON file sorted.)
         layer_norm_eps: Epsilon of the fusion's layer norms.
         initializer_range: Standard deviation of the initial weights.
 
@@ -97,13 +129,18 @@ class MMFusionConfig(PreTrainedConfig):
     contrastive_by_class: bool = False
     label_smoothing: float = 0.0
     class_weights: list[float] | None = None
+    ordinal: bool = False
     temperatures: dict[str, float] | None = None
     unimodal_temperatures: dict[str, float] | None = None
+    thresholds: list[float] | None = None
+    tasks: list[dict] | None = None
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         self._warn_misspelt(kwargs)
+        if self.tasks is not None:
+            self.take_tasks(self.tasks)
         super().__post_init__(**kwargs)
         for field in TOWER_CONFIGS.values():
             if getattr(self, field) is not None:
@@ -125,6 +162,72 @@ class MMFusionConfig(PreTrainedConfig):
         """The modalities that this model has a tower for, in the order text, image, audio."""
         return tuple(name for name, field in TOWER_CONFIGS.items() if getattr(self, field) is not None)
 
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    def take_tasks(self, tasks: list[dict]):
+        """Have these tasks, and name the outputs by them."""
+        self.tasks, self.problem_type = tasks, None
+        self._check_tasks()
+        names = [name for task in tasks for name in output_names(task)]
+        self.id2label, self.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+
+    def each_task(self) -> list[Task]:
+        """The tasks in the order of their outputs; a model without `tasks` has one, itself."""
+        if self.tasks is None:
+            return [Task(None, self, slice(None), slice(None), 1.0)]
+        found, output, label = [], 0, 0
+        for task in self.tasks:
+            size = len(task["labels"])
+            width = 1 if task["problem_type"] == PROBLEM_TYPES[0] else size
+            outputs, labels = slice(output, output + size), slice(label, label + width)
+            found.append(Task(task["name"], self._alone(task), outputs, labels, task.get("weight", 1.0)))
+            output, label = outputs.stop, labels.stop
+        return found
+
+    def task(self, name: str) -> Task:
+        """The task of this name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        names = [task["name"] for task in self.tasks or ()]
+        if name not in names:
+            known = f"its tasks are {', '.join(names)}" if names else "it has one task, without a name: leave it out"
+            raise ValueError(f"this model has no task {name!r}; {known}")
+        return self.each_task()[names.index(name)]
+
+    def keep_fitted(self, name: str | None, config: "MMFusionConfig"):
+        """Take over what was fitted to one task after training, from the configuration that `each_task` gave of it."""
+        for task in self.tasks or ():
+            if task["name"] == name:
+                fitted = {field: getattr(config, field) for field in FITTED_FIELDS}
+                task |= {field: value for field, value in fitted.items() if value is not None}
+
+    def _alone(self, task: dict) -> "MMFusionConfig":
+        one = copy.copy(self)
+        fields = {field: task.get(field, getattr(type(self), field)) for field in TASK_FIELDS}
+        label2id = {label: number for number, label in enumerate(task["labels"])}
+        id2label = {number: label for label, number in label2id.items()}
+        one.__dict__ |= {"tasks": None, "id2label": id2label, "label2id": label2id, **fields}
+        return one
+
+    def _check_tasks(self):
+        names = [task.get("name") for task in self.tasks]
+        if len(names) < 2 or not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
+            raise ValueError(f"`tasks` must be at least two, each with a `name` of its own, got {names}")
+        for task in self.tasks:
+            labels, problem = task.get("labels") or [], task.get("problem_type")
+            if problem not in PROBLEM_TYPES or len(labels) < 1 + (problem == PROBLEM_TYPES[0]):
+                raise ValueError(
+                    f"the task {task['name']!r} in `tasks` must have a `problem_type`, one of "
+                    f"{', '.join(PROBLEM_TYPES)}, and `labels` (of one class or another, at least two), got "
+                    f"{problem!r} and {labels}"
+                )
+            if not 0 < task.get("weight", 1.0) < float("inf"):
+                raise ValueError(f"the task {task['name']!r} must have a `weight` above 0, got {task['weight']}")
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
     def validate_architecture(self):
         """Check what types alone do not: called by `@strict` at construction and before saving."""
         if not self.modalities:
@@ -136,7 +239,9 @@ class MMFusionConfig(PreTrainedConfig):
         if self.balance not in BALANCES:
             raise ValueError(f"`balance` must be one of {', '.join(BALANCES)}, got {self.balance!r}")
         self._check_sizes()
-        self._check_training()
+        for task in self.each_task():
+            task.config._check_training()
+            task.config._check_decisions()
         if self.audio_config is not None and not hasattr(self.audio_config, "conv_kernel"):
             raise ValueError(
                 "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
@@ -182,12 +287,29 @@ class MMFusionConfig(PreTrainedConfig):
                     f"{value} for {name!r}"
                 )
 
+    def _check_decisions(self):
+        if self.ordinal and self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"`ordinal` is for single_label_classification, got {self.problem_type}")
+        thresholds = self.thresholds
+        if thresholds is not None and (
+            len(thresholds) != self.num_labels or not all(0 <= threshold <= 1 for threshold in thresholds)
+        ):
+            raise ValueError(
+                f"`thresholds` must hold {self.num_labels} probabilities, one for each label, got {thresholds}"
+            )
+
     def _warn_misspelt(self, extras: dict):
         """`PreTrainedConfig` stores any keyword; one that is nearly a field of ours is most likely a slip."""
         fields = [*self.__dataclass_fields__, "num_labels"]
         for key in extras:
             if key not in fields and (near := difflib.get_close_matches(key, fields, n=1, cutoff=0.85)):
                 logger.warning(f"MMFusionConfig does not know `{key}`: did you mean `{near[0]}`?")
+
+
+def output_names(task: dict) -> list[str]:
+    """What the outputs of a task are called beside those of others."""
+    alone = task["labels"] == [task["name"]]  # of one number, whose name is that of the column
+    return [task["name"]] if alone else [f"{task['name']}: {label}" for label in task["labels"]]
 
 
 __all__ = ["MMFusionConfig"]

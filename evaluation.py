@@ -7,8 +7,9 @@
     python evaluation.py outputs/demo --data_file demo_data/test.csv --task retrieval   # does a text find its sound?
 
 The towers run once a row and only the fusion again for each subset. Labels are those of the model's config; a row
-whose label the model does not know is an error; retrieval needs none, and says less without. Exit code 2 for a wrong
-call, 1 for a failure.
+whose label the model does not know is an error; retrieval needs none, and says less without. Of a model with several
+tasks each that the table has labels of is measured, on the rows that have one. Exit code 2 for a wrong call, 1 for a
+failure.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what is measured: answers, how well each modality finds another, or both; default: classification",
     )
     add_column_arguments(parser)
-    add_label_arguments(parser)
+    add_label_arguments(parser, tasks="of a model with several tasks one for each, `none` where there is none")
     add("--max_eval_samples", type=number(int, 1), help="use only the first rows, this many; default: all")
     add(
         "--per_device_eval_batch_size",
@@ -64,17 +65,17 @@ def run(args: argparse.Namespace) -> dict:
 
     from cli.loading import load_model, pick_device
     from cli.tables import open_table
-    from data import Collator, Columns, FusionDataset, LabelMap
+    from data import Collator, Columns, FusionDataset, labels_of
 
     accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
     model, processor = load_model(args.model, revision=args.revision, device=args.device)
     model = model.to(accelerator.device)
-    labels = LabelMap.from_config(model.config, args.label_delimiter)
+    labels = labels_of(model.config, args.label_delimiter)
     table = open_table(
         args.data_file,
         model,
         processor,
-        columns=Columns(args.text_column, args.image_column, args.audio_column, args.label_column),
+        columns=Columns(args.text_column, args.image_column, args.audio_column, label_columns(args, labels)),
         labels=None if args.task == "retrieval" else labels,  # which needs none
         split=args.split,
         config_name=args.dataset_config_name,
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> dict:
         max_rows=args.max_eval_samples,
         on_bad_cell=args.on_bad_cell,
     )
+    left_out = [task["name"] for task in labels.tasks or () if task["name"] not in table.tasks]
+    if left_out and args.task != "retrieval":
+        print(f"note: not measured, for the table has no labels of it: {', '.join(left_out)}", file=sys.stderr)
 
     # Every row is read once: nothing is worth keeping.
     dataset = FusionDataset(table, labels if table.has_labels else None, processor, cache_bytes=0)
@@ -98,19 +102,42 @@ def run(args: argparse.Namespace) -> dict:
     return result
 
 
+def label_columns(args: argparse.Namespace, labels) -> str | dict[str, str | None] | None:
+    """Give the label column, or of several tasks that of each; None: called as the task is, if it is there."""
+    given = args.label_column
+    if labels.tasks is None:
+        if isinstance(given, list):
+            raise ValueError(f"`{args.model}` has one task: give one `--label_column`, not {', '.join(given)}.")
+        return given
+    names = list(labels.maps)
+    columns = [None] * len(names) if given is None else [given] if isinstance(given, str) else given
+    if len(columns) != len(names):
+        raise ValueError(
+            f"`--label_column` names {', '.join(columns)}, and `{args.model}` has the tasks {', '.join(names)}: give "
+            "a column for each, in this order, or `none` where the table has none."
+        )
+    return dict(zip(names, columns, strict=True))
+
+
 def measure(
     task: str, model, loader, accelerator: "Accelerator", target_accuracy: float | None = None
 ) -> tuple[dict, str]:
     """Give the numbers of a task, ready for JSON, and what is printed of them."""
-    from metrics import coverage, retrieval, subsets
+    from metrics import coverage, retrieval, subsets, tasks
 
-    if target_accuracy is not None and subsets.problem_type(model.config) == "regression":
+    problems = {subsets.problem_type(config) for config in tasks.configs_of(model.config).values()}
+    if target_accuracy is not None and problems == {"regression"}:
         raise ValueError("`--target_accuracy` needs probabilities, and this model predicts numbers; leave it out")
+
+    def describe(one: dict) -> list[str]:
+        target = target_accuracy if "reject_below" in one else None
+        sentences = (f"warning: {sentence}" for sentence in subsets.warnings(one))
+        return [subsets.format_table(one), *coverage.describe(one, target), *sentences]
+
     result, parts = {}, []
     if task != "retrieval":
         result = subsets.evaluate_subsets(model, loader, accelerator=accelerator, target_accuracy=target_accuracy)
-        parts += [subsets.format_table(result), *coverage.describe(result, target_accuracy)]
-        parts += [f"warning: {sentence}" for sentence in subsets.warnings(result)]
+        parts += tasks.told(result, describe)
     if task != "classification":
         found = result["retrieval"] = retrieval.evaluate_retrieval(model, loader, accelerator=accelerator)
         sentences = retrieval.retrieval_warnings(found)

@@ -25,7 +25,6 @@ MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_val
 MASKS = {"text": "attention_mask", "audio": "audio_attention_mask"}
 METHODS = ("integrated_gradients", "attention")
 FUNCTIONS = ("softmax", "sigmoid", "none")
-MULTI_LABEL_THRESHOLD = 0.5  # from this probability on, a label of a multi-label model counts as given
 
 # Every subset as a row of presence, "nothing" first; a subset's number is its columns read as a binary number.
 SUBSETS = tuple(itertools.product((False, True), repeat=len(MODALITIES)))
@@ -281,6 +280,18 @@ def _subset_name(subset: tuple[bool, ...]) -> str:
     return "+".join(name for name, there in zip(MODALITIES, subset, strict=True) if there)
 
 
+def is_predicted(scores: torch.Tensor, config, label: int | None = None) -> torch.BoolTensor:
+    """Which labels a multi-label model predicts: those at least as probable as their thresholds, by default 0.5.
+
+    Args:
+        scores: (…, L) probabilities, or (…) of one label.
+        config: Says the `thresholds`, or None.
+        label: Its number; None: they are of all labels.
+    """
+    thresholds = torch.tensor(config.thresholds or [0.5] * config.num_labels, dtype=torch.double).to(scores.device)
+    return scores.double() >= (thresholds if label is None else thresholds[label])
+
+
 def disagreement(model, ranked: dict[str, list[dict]], label: str) -> str | None:
     """One sentence when two present modalities, each alone, say different things; None when they agree.
 
@@ -297,7 +308,9 @@ def disagreement(model, ranked: dict[str, list[dict]], label: str) -> str | None
             return None
     else:
         said = {name: next(e for e in entries if e["label"] == label) for name, entries in alone.items()}
-        if len({entry["score"] >= MULTI_LABEL_THRESHOLD for entry in said.values()}) == 1:
+        scores = torch.tensor([entry["score"] for entry in said.values()])
+        says_yes = is_predicted(scores, model.config, label_number(model.config, label))
+        if says_yes.all() or not says_yes.any():
             return None
     told = ", ".join(f'{name} alone says "{e["label"]}" ({e["score"]:.0%})' for name, e in said.items())
     return f"The modalities disagree: {told}."

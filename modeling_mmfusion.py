@@ -8,6 +8,7 @@ Shape legend: B batch rows, P rows in which a modality is present, T tokens, D f
 Q queries, H heads, L labels.
 """
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -30,9 +31,11 @@ try:
         GradientSurgery,
         ScaledGradient,
         UnimodalHeads,
+        calibrated,
         contrastive_loss,
         mean_of,
         modality_means,
+        narrowed,
         ogm_coefficients,
         ranking_losses,
         row_losses,
@@ -47,9 +50,11 @@ except ImportError:
         GradientSurgery,
         ScaledGradient,
         UnimodalHeads,
+        calibrated,
         contrastive_loss,
         mean_of,
         modality_means,
+        narrowed,
         ogm_coefficients,
         ranking_losses,
         row_losses,
@@ -663,6 +668,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.unimodal = UnimodalHeads(config) if config.balance != "none" else None
+        self.modality_dropout = config.modality_dropout  # a training may change it from step to step
         self.post_init()
 
     def encode(self, **inputs: torch.Tensor | None) -> MMFusionEncoderOutput:
@@ -686,8 +692,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         """Classify whatever is given.
 
         Inputs:
-            labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression. A
-                row with -100 or NaN has none.
+            labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression; of
+                several tasks their columns side by side, as floats. A row with -100 or NaN has none.
             All others: as for `MMFusionModel.forward`.
 
         Returns:
@@ -708,8 +714,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         unimodal_logits, encoder_outputs = self._balanced(encoder_outputs, presence, labels)
         fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
         logits = self.classifier(self.dropout(fused.pooler_output))  # (B, D) -> (B, L)
-        if not self.training and self.config.temperatures:
-            logits = logits / self._temperatures(presence).to(logits.dtype)
+        if not self.training:
+            logits = calibrated(logits, presence, self.config, MODALITIES)
 
         loss = None
         if labels is not None and not self.training:
@@ -738,8 +744,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         loss = mean_of(losses, has_label)
         if len(config.modalities) == 1:
             return loss
-        if config.modality_dropout > 0:
-            subset = sample_subsets(presence, config.modality_dropout)
+        if self.modality_dropout > 0:
+            subset = sample_subsets(presence, self.modality_dropout)
             partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
             fewer, _ = row_losses(self.classifier(self.dropout(partial)), labels, config)
             loss = (loss + mean_of(fewer, has_label)) / 2
@@ -808,13 +814,13 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
 
     # -- use ---------------------------------------------------------------------------------------------------------
 
-    def _temperatures(self, presence: torch.Tensor) -> torch.Tensor:
-        """(B, 1), the temperature of what each row has; 1 where none was fitted."""
-        table = torch.ones(2 ** len(MODALITIES))
-        for name, temperature in self.config.temperatures.items():
-            table[sum(2 ** MODALITIES.index(modality) for modality in name.split("+"))] = temperature
-        numbers = presence.long() @ torch.tensor([2**i for i in range(len(MODALITIES))], device=presence.device)
-        return table.to(presence.device)[numbers][:, None]
+    def for_task(self, name: str) -> "MMFusionForSequenceClassification":
+        """The model of one of its tasks alone; towers, fusion and the weights of the head are shared."""
+        task, one = self.config.task(name), copy.copy(self)
+        one._modules, one.config, one.num_labels = dict(self._modules), task.config, task.config.num_labels
+        one.classifier = narrowed(self.classifier, task.outputs)
+        one.unimodal = None if self.unimodal is None else self.unimodal.narrowed(task.outputs)
+        return one
 
 
 # == Small pieces =====================================================================================================

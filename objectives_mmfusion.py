@@ -1,11 +1,15 @@
 """What training asks of the model: the task's loss row by row, and what keeps the modalities in balance.
 
-Nothing here runs when a model is used. Losses come row by row, so that a row without a label can be left out and two
-fusions of one row can be compared. What turns gradients sits on the tokens, between towers and fusion: there the
-gradient of each modality passes as a whole, and the towers are run backwards once.
+But for heads and their temperatures, nothing here runs when a model is used. Losses come row by row, so that a row
+without a label can be left out and two fusions of one row can be compared. What turns gradients sits on the tokens,
+between towers and fusion: there the gradient of each modality passes as a whole, and the towers are run backwards
+once.
 
 Shape legend: B batch rows, T tokens, D fusion width, M = 3 modalities, L labels.
 """
+
+import copy
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -45,9 +49,13 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor, config) -> tuple[torc
 
     Args:
         logits: (B, L).
-        labels: (B,) class numbers, `IGNORED` for none; or floats (B, L), or (B,) of a regression, NaN for none.
-        config: Says problem type, `label_smoothing` and `class_weights`.
+        labels: (B,) class numbers, `IGNORED` for none; or floats (B, L), or (B,) of a regression, NaN for none. Of
+            several tasks floats (B, columns of `config.each_task()`), NaN for none.
+        config: Says problem type, `label_smoothing`, `class_weights` and whether the classes are `ordinal`; or the
+            tasks, whose losses are added up by their weights.
     """
+    if config.tasks is not None:
+        return _losses_of_tasks(logits, labels, config)
     logits, problem = logits.float(), config.problem_type
     if problem is None:  # by the rule of `transformers`
         classes = "multi_label" if labels.is_floating_point() else "single_label"
@@ -57,6 +65,9 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor, config) -> tuple[torc
         losses = F.cross_entropy(
             logits, labels, weights, ignore_index=IGNORED, reduction="none", label_smoothing=config.label_smoothing
         )
+        if config.ordinal:
+            far = earth_movers_distances(logits, labels)
+            losses = losses + (far if weights is None else far * weights[labels.clamp(min=0)])
         return losses, labels != IGNORED
     labels = labels.float().view(logits.shape)
     known = ~labels.isnan()
@@ -68,6 +79,40 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor, config) -> tuple[torc
     else:
         losses = F.mse_loss(logits, labels, reduction="none")
     return (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1), known.any(dim=1)
+
+
+def _losses_of_tasks(logits: torch.Tensor, labels: torch.Tensor, config) -> tuple[torch.Tensor, torch.BoolTensor]:
+    """As `row_losses`: of each row the weighted sum over the tasks whose label it has."""
+    if labels.shape != (len(logits), config.each_task()[-1].labels.stop):
+        raise ValueError(
+            f"`labels` must be of shape {(len(logits), config.each_task()[-1].labels.stop)}, the columns of all tasks "
+            f"side by side, got {tuple(labels.shape)}"
+        )
+    total, has_any = logits.new_zeros(len(logits), dtype=torch.float32), torch.zeros_like(labels[:, 0]).bool()
+    for task in config.each_task():
+        own = labels[:, task.labels]
+        if task.config.problem_type == "single_label_classification":
+            own = own[:, 0].masked_fill(own[:, 0].isnan(), IGNORED).long()
+        losses, has_label = row_losses(logits[:, task.outputs], own, task.config)
+        total, has_any = total + task.weight * losses, has_any | has_label
+    return total, has_any
+
+
+def earth_movers_distances(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How far the probability lies from the true class (B,), from 0 to L - 1; 0 for a row without a label.
+
+    It is the squared difference of the two cumulative distributions, summed over the steps between classes. The
+    farther a class is from the true one, the more of these steps lie between them.
+
+    Args:
+        logits: (B, L), the classes in their order.
+        labels: (B,) class numbers, `IGNORED` for none.
+
+    Source: Hou, Yu & Samaras 2016, arXiv:1611.05916, section 3: beside the cross-entropy, all steps of length 1.
+    """
+    below = logits.softmax(dim=-1).cumsum(dim=-1)[:, :-1]  # (B, L - 1), the probability up to each step
+    is_below = torch.arange(below.shape[1], device=labels.device) >= labels[:, None]
+    return (below - is_below.float()).square().sum(dim=-1).masked_fill(labels == IGNORED, 0.0)
 
 
 def mean_of(losses: torch.Tensor, has_label: torch.BoolTensor) -> torch.Tensor:
@@ -152,6 +197,13 @@ class UnimodalHeads(nn.Module):
     def forward(self, means: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Logits (B, L) of each modality from the mean (B, D) of its tokens."""
         return {name: self.heads[name](mean) for name, mean in means.items()}
+
+    def narrowed(self, outputs: slice) -> "UnimodalHeads":
+        """The same with some of the outputs; the weights are shared."""
+        some = copy.copy(self)
+        heads = {name: narrowed(head, outputs) for name, head in self.heads.items()}
+        some._modules = {**self._modules, "heads": nn.ModuleDict(heads)}
+        return some
 
 
 def modality_means(
@@ -246,3 +298,38 @@ def compromise(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     shortest = share * first + (1 - share) * second
     rescaled = shortest * (total.norm() / shortest.norm().clamp(min=1e-20))
     return torch.where(product >= 0, total, rescaled)
+
+
+# == Heads in use =====================================================================================================
+
+
+def calibrated(logits: torch.Tensor, presence: torch.BoolTensor, config, modalities: Sequence[str]) -> torch.Tensor:
+    """Logits (B, L), those of each task divided by the temperature of what a row has, where some were fitted.
+
+    Args:
+        logits: (B, L).
+        presence: (B, M), True where the row has the modality.
+        config: Of the model; its tasks hold `temperatures`.
+        modalities: Names of the columns of `presence`.
+    """
+    parts = []
+    for task in config.each_task():
+        own, temperatures = logits[:, task.outputs], task.config.temperatures
+        parts.append(own / _of_subset(presence, temperatures, modalities).to(own.dtype) if temperatures else own)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _of_subset(presence: torch.BoolTensor, temperatures: dict[str, float], modalities: Sequence[str]) -> torch.Tensor:
+    """(B, 1), the temperature of what each row has; 1 where none was fitted."""
+    table = torch.ones(2 ** len(modalities))
+    for name, temperature in temperatures.items():
+        table[sum(2 ** modalities.index(modality) for modality in name.split("+"))] = temperature
+    numbers = presence.long() @ torch.tensor([2**i for i in range(len(modalities))], device=presence.device)
+    return table.to(presence.device)[numbers][:, None]
+
+
+def narrowed(linear: nn.Linear, outputs: slice) -> nn.Linear:
+    """A layer with some of the outputs of another, whose weights it shares."""
+    some = nn.Linear(linear.in_features, len(linear.bias[outputs]), device="meta")
+    some.weight, some.bias = (nn.Parameter(whole.detach()[outputs]) for whole in (linear.weight, linear.bias))
+    return some

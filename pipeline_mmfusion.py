@@ -7,6 +7,7 @@ This file travels to the Hub beside the weights; of the repository's files it im
 """
 
 import collections.abc
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ try:
         contributions,
         disagreement,
         explain_rows,
+        is_predicted,
+        label_number,
         ranked_labels,
         score_function,
         scores_of,
@@ -35,6 +38,8 @@ except ImportError:
         contributions,
         disagreement,
         explain_rows,
+        is_predicted,
+        label_number,
         ranked_labels,
         score_function,
         scores_of,
@@ -54,12 +59,31 @@ class MMFusionPipeline(Pipeline):
     classify({"text": "seven", "audio": "seven.wav"}, top_k=2)
     # [{"label": "7", "score": 0.98}, {"label": "1", "score": 0.01}]
     ```
+
+    Args:
+        model: The classifier.
+        task_name: Of a model with several tasks, the one to answer; None: all of them.
+        **kwargs: As for `transformers.Pipeline`.
+
+    Attributes:
+        task_name: The task that is answered, of a model with several; else None.
+        task_names: All tasks of such a model.
     """
 
     _load_processor = True
     _load_tokenizer = False
     _load_image_processor = False
     _load_feature_extractor = False
+
+    def __init__(self, model: Any, task_name: str | None = None, **kwargs: Any):
+        self.task_name, self.task_names = task_name, tuple(task["name"] for task in model.config.tasks or ())
+        super().__init__(model if task_name is None else model.for_task(task_name), **kwargs)
+
+    def for_task(self, name: str) -> "MMFusionPipeline":
+        """This pipeline for one of the model's tasks, as if it had no others; the weights are shared."""
+        one = copy.copy(self)
+        one.model, one.task_name = self.model.for_task(name), name
+        return one
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Ranks the labels for one sample or many.
@@ -72,10 +96,14 @@ class MMFusionPipeline(Pipeline):
                 and none, by default what the model was trained for; `reject_below`, a probability below which the
                 answer is that there is none; `opinions`, whether to say what each modality by itself says, and
                 whether they disagree; `opinion_threshold`, from which probability one has a say in that, 0.5 by
-                default; `batch_size`; `num_workers`.
+                default; `task_name`, of a model with several tasks the one to answer, all by default; `batch_size`;
+                `num_workers`.
 
         Returns:
             For a dict, a list of {"label", "score"}, best first; for many, a list (or generator) of such lists.
+
+            Of a multi-label model all labels are listed; those whose score reaches `model.config.thresholds`, by
+            default 0.5, are predicted.
 
             An answer that `reject_below` refuses is [{"label": None, "score"}]: the score is the best label's
             probability, of a multi-label model that of its least sure yes or no.
@@ -84,11 +112,15 @@ class MMFusionPipeline(Pipeline):
             text by itself says, …}, "disagrees": bool, "disagreement": a sentence or None}. It is asked of the
             modalities' own heads where the model has them, else of the fusion, with one modality at a time.
 
+            Of several tasks, where none is named, in place of each of these {"task": what there would be for it, …}.
+
         Raises:
             ValueError: No modality, an unknown key, a modality the model lacks, or a cell that cannot be opened; an
                 option out of its range, or probabilities are needed and the model predicts numbers.
             FileNotFoundError: No file at a path.
         """
+        if (task_name := kwargs.pop("task_name", None)) is not None:
+            return self.for_task(task_name)(inputs, **kwargs)
         if isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:
@@ -107,11 +139,12 @@ class MMFusionPipeline(Pipeline):
             _check_count("top_k", top_k)
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f"`function_to_apply` is {function_to_apply!r}; allowed are {', '.join(FUNCTIONS)}")
-        function = function_to_apply or score_function(self.model.config)
-        _check_share("reject_below", reject_below, function)
-        _check_share("opinion_threshold", opinion_threshold, function)
-        if opinions and score_function(self.model.config) == "none":
-            raise ValueError("`opinions` needs probabilities, and here the answers are plain numbers; leave it out")
+        for task in self.model.config.each_task():
+            where = "here" if task.name is None else f"in the task `{task.name}`"
+            function = function_to_apply or score_function(task.config)
+            _check_share("reject_below", reject_below, function, where)
+            _check_share("opinion_threshold", opinion_threshold, function, where)
+            _check_share("opinions", 0 if opinions else None, score_function(task.config), where)
         given = {
             "top_k": top_k, "function_to_apply": function_to_apply, "reject_below": reject_below,
             "opinion_threshold": opinion_threshold,
@@ -166,7 +199,17 @@ class MMFusionPipeline(Pipeline):
             "presence": encoded.modality_mask,
         }
 
-    def postprocess(
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], **options: Any) -> list[dict[str, Any]] | dict:
+        """Scores and ranks the labels of one sample, of several tasks those of each."""
+        if self.model.config.tasks is None:
+            return self._answer(model_outputs, **options)
+        answers = {}
+        for task in self.model.config.each_task():
+            own = {name: x if name == "presence" else x[..., task.outputs] for name, x in model_outputs.items()}
+            answers[task.name] = self.for_task(task.name)._answer(own, **options)
+        return answers
+
+    def _answer(
         self,
         model_outputs: dict[str, torch.Tensor],
         top_k: int | None = None,
@@ -174,13 +217,12 @@ class MMFusionPipeline(Pipeline):
         reject_below: float | None = None,
         opinion_threshold: float = OPINION_THRESHOLD,
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        """Scores and ranks the labels of one sample."""
         function = function_to_apply or score_function(self.model.config)
         scores = scores_of(model_outputs["logits"][0].float(), function)
         if not torch.isfinite(scores).all():
             raise ValueError("the model answered with NaN or infinite scores; its weights are damaged or overflow")
         labels = ranked_labels(scores, self.model.config.id2label)[:top_k]
-        if reject_below is not None and (sure := sureness(scores, function)) < reject_below:
+        if reject_below is not None and (sure := sureness(scores, function, self.model.config)) < reject_below:
             labels = [{"label": None, "score": sure}]
         if "alone" not in model_outputs:
             return labels
@@ -194,7 +236,7 @@ class MMFusionPipeline(Pipeline):
     ) -> dict[str, Any]:
         names = self.model.config.id2label
         ranked = {name: ranked_labels(scores, names) for name, scores in said.items()}
-        asked, label = confident(said, function, threshold)
+        asked, label = confident(said, function, threshold, self.model.config)
         sentence = disagreement(self.model, {name: ranked[name] for name in asked}, names[label])
         return {
             "opinions": {name: entries[:top_k] for name, entries in ranked.items()},
@@ -215,6 +257,7 @@ class MMFusionPipeline(Pipeline):
             `scores` (B, L); `opinions` (B, 3, L), columns text, image, audio, NaN where a row lacks the modality;
             `disagrees` (B,) True where they disagree.
         """
+        self._refuse_several_tasks()
         function = score_function(self.model.config)
         _check_share("opinion_threshold", opinion_threshold, function)
         with self.device_placement(), torch.no_grad():
@@ -276,7 +319,8 @@ class MMFusionPipeline(Pipeline):
 
         Args:
             inputs: A sample as `__call__` takes it, or an iterable of them.
-            label: Which label to explain, by name or number; None: each sample's best.
+            label: Which label to explain, by name or number; None: each sample's best. Of several tasks
+                `"task: label"`, as in the model's `id2label`, or a task's name for its best label; None: each task's.
             details: Whether to look inside the modalities, or the names of those to look into. Each sample with
                 details costs several forward passes.
             method: "integrated_gradients" (signed shares of the score's change; needs `captum`) or "attention" (where
@@ -308,6 +352,8 @@ class MMFusionPipeline(Pipeline):
 
             The last four are None where they were not asked for or the modality is absent.
 
+            Of several tasks, where none is named, {"task": such a dict, …} in place of each.
+
         Raises:
             ValueError: As `__call__`, and for an unknown label, modality, method or number.
             ImportError: Integrated gradients without `captum`.
@@ -318,12 +364,33 @@ class MMFusionPipeline(Pipeline):
         if top_k is not None:
             _check_count("top_k", top_k)
         samples = [inputs] if is_single else list(inputs)
+        if self.model.config.tasks is not None:
+            answers = self._explain_tasks(samples, batch_size=batch_size, **options)
+            return answers[0] if is_single else answers
         answers = []
         for first in range(0, len(samples), batch_size):
             cells = [self.preprocess(sample) for sample in samples[first : first + batch_size]]
             with self.device_placement(), torch.inference_mode(False):
                 answers += explain_rows(self.model, self.processor, cells, self._collate_on_device, **options)
         return answers[0] if is_single else answers
+
+    def _explain_tasks(self, samples: list[Mapping], label: str | int | None, **options: Any) -> list[dict[str, Any]]:
+        """As `explain`, for a model with several tasks."""
+        if label is None:
+            each = {name: self.for_task(name).explain(samples, **options) for name in self.task_names}
+            return [dict(zip(each, rows, strict=True)) for rows in zip(*each.values(), strict=True)]
+        if label in self.task_names:
+            return self.for_task(label).explain(samples, **options)
+        number = label_number(self.model.config, label)
+        task = next(task for task in self.model.config.each_task() if number < task.outputs.stop)
+        return self.for_task(task.name).explain(samples, label=number - task.outputs.start, **options)
+
+    def _refuse_several_tasks(self) -> None:
+        if self.model.config.tasks is not None:
+            raise ValueError(
+                f"this model has the tasks {', '.join(self.task_names)}: ask for one of them, as in "
+                f"`for_task({self.task_names[0]!r})`"
+            )
 
     def explain_batch(self, model_inputs: Mapping, label: str | int | None = None) -> dict[str, torch.Tensor]:
         """The modalities' shares for a ready batch, as tensors on the CPU: what a whole table is explained with.
@@ -336,6 +403,7 @@ class MMFusionPipeline(Pipeline):
             `scores` (B, L); `labels` (B,), numbers of the explained labels; `contributions` (B, 3), columns text,
             image, audio, NaN where a row lacks the modality.
         """
+        self._refuse_several_tasks()
         with self.device_placement(), torch.inference_mode(False):
             return contributions(self.model, self.ensure_tensor_on_device(**model_inputs), label)
 
@@ -356,9 +424,11 @@ def logits_alone(model, encoder_outputs: Any, unimodal_logits: torch.Tensor | No
     """
     presence, config = encoder_outputs.modality_mask, model.config
     if unimodal_logits is not None:
-        temperatures = config.unimodal_temperatures or {}
-        divisors = torch.tensor([temperatures.get(name, 1.0) for name in MODALITIES], device=presence.device)
-        return unimodal_logits / divisors[:, None].to(unimodal_logits.dtype)
+        divisors = torch.ones_like(unimodal_logits[0])
+        for task in config.each_task():
+            for row, name in enumerate(MODALITIES):
+                divisors[row, task.outputs] = (task.config.unimodal_temperatures or {}).get(name, 1.0)
+        return unimodal_logits / divisors
     masks = torch.eye(len(MODALITIES), dtype=torch.long, device=presence.device)
     each = [
         model(encoder_outputs=encoder_outputs, modality_mask=mask.expand_as(presence)).logits
@@ -369,38 +439,47 @@ def logits_alone(model, encoder_outputs: Any, unimodal_logits: torch.Tensor | No
     return torch.stack(each, dim=1) * presence[..., None]
 
 
-def confident(said: dict[str, torch.Tensor], function: str, threshold: float) -> tuple[list[str], int]:
+def confident(said: dict[str, torch.Tensor], function: str, threshold: float, config) -> tuple[list[str], int]:
     """Which modalities are sure enough to have a say, and the label that they may disagree about.
 
     Args:
         said: Modality -> scores (L,) of what it says by itself.
         function: How logits became scores.
         threshold: Of one of several classes its probability, of a yes or no that of the answer given.
+        config: Of the model.
 
     Returns:
-        (Names, number of the label); with a sigmoid it is the label on which their answers lie farthest apart.
+        (Names, number of the label); with a sigmoid it is a label on which they say yes and no, where there is one,
+        and of these, or else of all, that on which their answers lie farthest apart.
     """
     table = torch.stack([*said.values()])  # (modalities that are there, L)
     if function == "softmax":
         return [name for name, scores in said.items() if scores.max() >= threshold], int(table[0].argmax())
-    sure = torch.maximum(table, 1 - table) >= threshold
-    yes = table.masked_fill(~sure, 0.0).amax(dim=0)
-    label = int((yes - table.masked_fill(~sure, 1.0).amin(dim=0)).argmax())
+    says_yes = is_predicted(table, config)
+    sure = torch.where(says_yes, table, 1 - table) >= threshold
+    apart = table.masked_fill(~sure, 0.0).amax(dim=0) - table.masked_fill(~sure, 1.0).amin(dim=0)  # at most 1
+    is_opposed = (sure & says_yes).any(dim=0) & (sure & ~says_yes).any(dim=0)
+    label = int((apart + 2.0 * is_opposed).argmax())
     return [name for name, is_sure in zip(said, sure[:, label].tolist(), strict=True) if is_sure], label
 
 
-def sureness(scores: torch.Tensor, function: str) -> float:
-    """How sure an answer (L,) is: the best label's probability; of yes and no for each label, the least sure one's."""
-    return (scores.max() if function == "softmax" else torch.maximum(scores, 1 - scores).min()).item()
+def sureness(scores: torch.Tensor, function: str, config) -> float:
+    """How sure an answer (L,) is: the best label's probability; of yes and no for each label, the least sure one's.
+
+    A yes is as sure as its label is probable, even where a threshold below 0.5 makes it a yes.
+    """
+    if function == "softmax":
+        return scores.max().item()
+    return torch.where(is_predicted(scores, config), scores, 1 - scores).min().item()
 
 
-def _check_share(name: str, value: Any, function: str) -> None:
+def _check_share(name: str, value: Any, function: str, where: str = "here") -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` is {value!r}; allowed are numbers from 0 to 1")
     if function == "none":
-        raise ValueError(f"`{name}` needs probabilities, and here the answers are plain numbers; leave it out")
+        raise ValueError(f"`{name}` needs probabilities, and {where} the answers are plain numbers; leave it out")
 
 
 def _check_count(name: str, value: Any) -> None:

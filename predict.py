@@ -9,7 +9,9 @@ in it as bytes are left out), in the same order, and adds `prediction`, `score` 
 label. With `--explain` it also gets `contribution_text`, `contribution_image` and `contribution_audio` (those that the
 model reads): what each modality added to the score of the best label, or of `--label`; empty where the row lacks it.
 With `--opinions` it also gets `disagrees`, and `opinion_text`, `opinion_image` and `opinion_audio`: what each modality
-by itself says. `--reject_below P` leaves `prediction` empty where the model is less sure than that.
+by itself says. `--reject_below P` leaves `prediction` empty where the model is less sure than that. Of a model with
+several tasks every task gets such columns, whose names begin with its own (`stars_prediction`), or one by
+`--task_name`, as if there were no others.
 Exit code 2 for a wrong call, 1 for a failure.
 """
 
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_model_arguments, exit_code, number
 from cli.files import replacing
-from cli.scored import WRITERS, prediction_columns, refuse_taken_names
+from cli.scored import WRITERS, label_thresholds, prediction_columns, refuse_taken_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", help="split of a Hub data set, or folder in a folder; default: the only one, or `train`")
     add_column_arguments(group)
     add("--batch_size", type=number(int, 1), default=32, help="rows a batch; default: 32")
+
+    parser.add_argument("--task_name", help="of a model with several tasks the one to answer; default: all")
 
     add = parser.add_argument_group("whether to trust it").add_argument
     add("--reject_below", type=number(float, 0, 1), help="answer nothing where the best label's probability "
@@ -144,7 +148,7 @@ def load_classifier(args: argparse.Namespace, method: str | None):
             f"`{args.model}` was saved without {what}: copy `pipeline_mmfusion.py` and "
             f"`explanation_mmfusion.py` of this repository into it, or leave out {flags}."
         )
-    return classify
+    return classify if args.task_name is None else classify.for_task(args.task_name)
 
 
 # -- a table ----------------------------------------------------------------------------------------------------------
@@ -159,13 +163,14 @@ def predict_table(args: argparse.Namespace) -> int:
     from cli.loading import load_model
     from cli.tables import open_table, own_columns
     from data import Collator, Columns, FusionDataset
-    from metrics.coverage import sureness
     from metrics.subsets import problem_type
+    from metrics.tasks import configs_of
 
     needed = "explain" if args.explain else "opinions_batch" if args.opinions else None
     classify = None if needed is None else load_classifier(args, needed)
     if classify is None:
         model, processor = load_model(args.model, revision=args.revision, device=args.device)
+        model = model if args.task_name is None else model.for_task(args.task_name)
     else:
         model, processor = classify.model, classify.processor
     table = open_table(
@@ -179,10 +184,13 @@ def predict_table(args: argparse.Namespace) -> int:
         on_bad_cell=args.on_bad_cell,
     )
     kept = own_columns(table, args.data_file, split=args.split, config_name=args.dataset_config_name)
-    problem, id2label = problem_type(model.config), model.config.id2label
-    refuse_numbers(args, problem)
-    new_names = [*prediction_columns(problem, id2label, None), *more_names(args, model)]
-    refuse_taken_names(args.data_file, kept.column_names, new_names)
+    tasks = configs_of(model.config)
+    if args.label is not None and None not in tasks:
+        raise ValueError(f"`--label` is one of a task: say with --task_name of which, {', '.join(tasks)}")
+    for name, config in tasks.items():
+        refuse_numbers(args, name, problem_type(config))
+        new_names = [*prediction_columns(problem_type(config), config.id2label, None), *more_names(args, model)]
+        refuse_taken_names(args.data_file, kept.column_names, [titled(name, column) for column in new_names])
 
     loader = DataLoader(
         FusionDataset(table, None, processor, cache_bytes=0),
@@ -190,35 +198,67 @@ def predict_table(args: argparse.Namespace) -> int:
         collate_fn=Collator(processor),
         num_workers=args.num_workers,
     )
-    if args.explain:
-        scores, more = explain_table(classify, loader, args.label)
-    else:
-        scores, more = score_rows(model, loader) if classify is None else ask_table(args, classify, loader)
-    columns = prediction_columns(problem, id2label, scores)
-    if args.reject_below is not None:
-        is_sure = (sureness(problem, scores) >= args.reject_below).tolist()
-        columns["prediction"] = [v if sure else None for v, sure in zip(columns["prediction"], is_sure, strict=True)]
-    for name, values in {**columns, **more}.items():
-        kept = kept.append_column(name, [values])
+    for name, (scores, more) in answered(args, model, classify, loader).items():
+        for column, values in {**answer_columns(args, tasks[name], scores), **more}.items():
+            kept = kept.append_column(titled(name, column), [values])
     with replacing(args.output_file) as path, WRITERS[args.output_file.suffix.lower()](path) as write:
         write(kept)
     return len(kept)
 
 
-def score_rows(model, loader) -> tuple["np.ndarray", dict[str, list]]:
-    """Give (rows, labels) probabilities or numbers, and no further columns."""
+def titled(task: str | None, column: str) -> str:
+    """Name a column that is added; of several tasks its name begins with the task's."""
+    return column if task is None else f"{task}_{column}"
+
+
+def answered(
+    args: argparse.Namespace, model, classify, loader
+) -> dict[str | None, tuple["np.ndarray", dict[str, list]]]:
+    """Give for each task (rows, labels) probabilities or numbers, and further columns."""
+    from metrics.tasks import configs_of
+
+    if classify is None:
+        return score_rows(model, loader)
+    each = {name: classify if name is None else classify.for_task(name) for name in configs_of(model.config)}
+    if args.explain:
+        return {name: explain_table(one, loader, args.label) for name, one in each.items()}
+    return {name: ask_table(args, one, loader) for name, one in each.items()}
+
+
+def answer_columns(args: argparse.Namespace, config, scores: "np.ndarray") -> dict[str, list]:
+    """Give the columns of a task's predictions, empty where they are refused."""
+    from metrics.coverage import sureness
+    from metrics.subsets import problem_type
+
+    problem = problem_type(config)
+    columns = prediction_columns(problem, config.id2label, scores, label_thresholds(config))
+    if args.reject_below is not None:
+        is_sure = (sureness(problem, scores, getattr(config, "thresholds", None)) >= args.reject_below).tolist()
+        columns["prediction"] = [v if sure else None for v, sure in zip(columns["prediction"], is_sure, strict=True)]
+    return columns
+
+
+def score_rows(model, loader) -> dict[str | None, tuple["np.ndarray", dict[str, list]]]:
+    """Give for each task (rows, labels) probabilities or numbers, and no further columns; the model runs once."""
     from metrics.subsets import predict_subsets, probabilities, problem_type, subset_name
+    from metrics.tasks import configs_of
 
     everything = model.config.modalities
-    predicted = predict_subsets(model, loader, subsets=[everything])
-    return probabilities(problem_type(model.config), predicted.logits[subset_name(everything)]), {}
+    logits = predict_subsets(model, loader, subsets=[everything]).logits[subset_name(everything)]
+    scores, first = {}, 0
+    for name, config in configs_of(model.config).items():  # their outputs stand side by side
+        scores[name] = probabilities(problem_type(config), logits[:, first : first + config.num_labels]), {}
+        first += config.num_labels
+    return scores
 
 
-def refuse_numbers(args: argparse.Namespace, problem: str) -> None:
+def refuse_numbers(args: argparse.Namespace, task: str | None, problem: str) -> None:
     """Refuse to ask a model that predicts numbers how sure it is."""
     asked = {"--reject_below": args.reject_below is not None, "--opinions": args.opinions}
     if problem == "regression" and (flags := [flag for flag, is_asked in asked.items() if is_asked]):
-        raise ValueError(f"`{flags[0]}` needs probabilities, and `{args.model}` predicts numbers; leave it out")
+        who = f"`{args.model}`" if task is None else f"the task `{task}` of `{args.model}`"
+        other = "" if task is None else ", or name another by --task_name"
+        raise ValueError(f"`{flags[0]}` needs probabilities, and {who} predicts numbers; leave it out{other}")
 
 
 def more_names(args: argparse.Namespace, model) -> list[str]:
@@ -239,14 +279,14 @@ def ask_table(args: argparse.Namespace, classify, loader) -> tuple["np.ndarray",
 
     from metrics.subsets import MODALITIES, problem_type
 
-    config = classify.model.config
+    config, thresholds = classify.model.config, label_thresholds(classify.model.config)
     options = {} if args.opinion_threshold is None else {"opinion_threshold": args.opinion_threshold}
     parts = [classify.opinions_batch(batch, **options) for batch in tqdm(loader, desc="predicting", unit="batch")]
     whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     columns = {"disagrees": whole["disagrees"].tolist()}
     for name in config.modalities:
         scores = whole["opinions"][:, MODALITIES.index(name)]  # (rows, labels)
-        said = prediction_columns(problem_type(config), config.id2label, scores)["prediction"]
+        said = prediction_columns(problem_type(config), config.id2label, scores, thresholds)["prediction"]
         absent = (scores != scores).all(axis=1).tolist()  # NaN is not itself
         columns[f"opinion_{name}"] = [None if gone else value for value, gone in zip(said, absent, strict=True)]
     return whole["scores"], columns

@@ -43,6 +43,7 @@ ALPHA_BACKGROUND = "white"
 
 MIN_SECONDS = 0.025  # one output frame of a Wav2Vec2 front end
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 384_000
+MAX_UPSAMPLING = 16  # slower than the minimum may be what a slower model hears: the signal of a sensor, not sound
 MAX_AUDIO_CHANNELS = 8
 MAX_FLOAT_SAMPLE = 1e3  # beyond this, "float" samples are integers that somebody cast, not sound with headroom
 
@@ -170,18 +171,19 @@ def decode_audio(source: Any, *, sampling_rate: int, max_seconds: float | None =
         (N,) float32.
 
     Raises:
-        ValueError: A URL, an unknown format, a damaged file, fewer than 25 ms, NaN, an impossible rate or shape.
+        ValueError: A URL, an unknown format, a damaged file, fewer than 25 ms (or less than one sample of the result),
+            NaN, an impossible rate or shape.
         FileNotFoundError: No file at that path.
     """
     if isinstance(source, Mapping):
-        samples, rate = _samples_of_dict(source, max_seconds)
+        samples, rate = _samples_of_dict(source, sampling_rate, max_seconds)
     else:
-        samples, rate = _samples_of_file(source, max_seconds)
-    samples = _resampled(_bounded(samples, rate), rate, sampling_rate)
+        samples, rate = _samples_of_file(source, sampling_rate, max_seconds)
+    samples = _resampled(_bounded(samples, rate, sampling_rate), rate, sampling_rate)
     return samples if max_seconds is None else samples[: round(max_seconds * sampling_rate)]
 
 
-def _samples_of_file(source: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+def _samples_of_file(source: Any, target_rate: int, max_seconds: float | None) -> tuple[np.ndarray, int]:
     _require(soundfile, "soundfile", "sound files")
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, file = f"the {len(source)} bytes", _SoundBytes(source)
@@ -190,7 +192,7 @@ def _samples_of_file(source: Any, max_seconds: float | None) -> tuple[np.ndarray
         name = f"`{file}`"
     try:
         with soundfile.SoundFile(file) as sound:
-            return _read_sound(sound, name, max_seconds)
+            return _read_sound(sound, name, target_rate, max_seconds)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats (.raw) want a rate
         raise ValueError(
             f"{name} cannot be read as sound ({_reason(error)}); allowed are WAV, FLAC, OGG, MP3 and AIFF"
@@ -207,8 +209,8 @@ class _SoundBytes(io.BytesIO):
             return self.tell()  # libsndfile sees that it is not where it wanted to be, and gives up
 
 
-def _read_sound(sound: Any, name: str, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    rate = _checked_rate(sound.samplerate)
+def _read_sound(sound: Any, name: str, target_rate: int, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    rate = _checked_rate(sound.samplerate, target_rate)
     if sound.channels > MAX_AUDIO_CHANNELS:
         raise ValueError(f"{name} has {sound.channels} channels, at most {MAX_AUDIO_CHANNELS} are read; mix it down")
     cut = _CUT_CHUNK.search(sound.extra_info)
@@ -221,11 +223,11 @@ def _read_sound(sound: Any, name: str, max_seconds: float | None) -> tuple[np.nd
     return _downmixed(samples), rate
 
 
-def _samples_of_dict(source: Mapping, max_seconds: float | None) -> tuple[np.ndarray, int]:
+def _samples_of_dict(source: Mapping, target_rate: int, max_seconds: float | None) -> tuple[np.ndarray, int]:
     if source.get("array") is None or source.get("sampling_rate") is None:
         keys = ", ".join(map(str, source)) or "none"
         raise ValueError(f'a sound given as a dict needs the keys "array" and "sampling_rate"; it has: {keys}')
-    rate = _checked_rate(source["sampling_rate"])
+    rate = _checked_rate(source["sampling_rate"], target_rate)
     return _samples_of_array(source["array"], rate, max_seconds), rate
 
 
@@ -273,12 +275,13 @@ def _downmixed(samples: np.ndarray) -> np.ndarray:
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
-def _bounded(samples: np.ndarray, rate: int) -> np.ndarray:
+def _bounded(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     """Refuses what is no sound (too short, NaN, wild values) and brings the peak to at most 1."""
-    if len(samples) < MIN_SECONDS * rate:
+    min_seconds = max(MIN_SECONDS, 1 / target_rate)  # under 40 Hz one sample lasts longer than a frame of sound
+    if len(samples) < min_seconds * rate:
         raise ValueError(
-            f"the clip lasts {len(samples) / rate:.4g} s ({len(samples)} samples at {rate} Hz), at least {MIN_SECONDS}"
-            " s are needed; leave the cell empty if there is no sound"
+            f"the clip lasts {len(samples) / rate:.4g} s ({len(samples)} samples at {rate} Hz), at least"
+            f" {min_seconds:.4g} s are needed; leave the cell empty if there is no sound"
         )
     # One pass each, no temporary: NaN survives max, and an infinity is the largest there is.
     peak = max(float(samples.max()), -float(samples.min()))
@@ -301,12 +304,13 @@ def _resampled(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def _checked_rate(rate: Any) -> int:
+def _checked_rate(rate: Any, target_rate: int) -> int:
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or rate != rate or rate != int(rate):
         raise ValueError(f"`sampling_rate` is {rate!r}; it must be a whole number of Hz")
-    if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
+    lowest = max(1, min(MIN_SAMPLING_RATE, target_rate // MAX_UPSAMPLING))
+    if not lowest <= rate <= MAX_SAMPLING_RATE:
         raise ValueError(
-            f"`sampling_rate` is {rate} Hz, allowed are {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz; is the unit Hz?"
+            f"`sampling_rate` is {rate} Hz, allowed are {lowest} to {MAX_SAMPLING_RATE} Hz; is the unit Hz?"
         )
     return int(rate)
 

@@ -29,28 +29,33 @@ EXAMPLES = """examples:
 NOT_RECORDED = (
     "cache_dir", "command", "hub_token", "hub_model_id", "hub_private_repo", "license", "push_to_hub",
     "checkpointing_steps", "checkpoints_total_limit", "dataloader_timeout", "logging_steps", "prefetch_factor",
-    "report_to", "resume_from_checkpoint", "with_tracking",
+    "report_to", "resume_from_checkpoint", "with_baselines", "with_tracking",
 )  # fmt: skip
 
 
-def run(args) -> Path:
-    """Train, from the beginning or from a checkpoint; the model folder."""
+def run(args, words: list[str]) -> Path:
+    """Train, from the beginning or from a checkpoint; the model folder. `words` are those that `args` came from."""
     from training.optimization import make_accelerator
     from training.publishing import publish, sign_in_early
     from training.records import complete
     from training.resuming import Keeper
     from training.setup import say
+    from training.specialists import compare_with_specialists, refuse_processes
 
     account = sign_in_early(args)
-    accelerator = make_accelerator(args)
+    accelerator, interruption = make_accelerator(args), None
+    refuse_processes(args, accelerator)
     with Keeper(args, accelerator) as keeper:
-        if keeper.is_finished:
+        is_new = not keeper.is_finished
+        if is_new:
+            interruption = train(args, accelerator, keeper)
+        else:
             say(accelerator, f"this run is finished: its model is in `{args.output_dir}`")
             if accelerator.is_main_process:
                 complete(args.output_dir, keeper.log_file)
-            return args.output_dir
-        interruption = train(args, accelerator, keeper)
-    if accelerator.is_main_process:
+        if args.with_baselines is not None:
+            is_new |= compare_with_specialists(args, accelerator, keeper.run_id, words)
+    if accelerator.is_main_process and is_new:
         publish(args, account, interruption is not None)
     if interruption is not None:
         raise interruption
@@ -82,8 +87,9 @@ def train(args, accelerator, keeper) -> BaseException | None:
 
 def finish(args, setup, best: dict, history: dict):
     """Go back to the best weights, measure every subset of modalities, and leave a complete model folder."""
-    from metrics.calibration import describe_calibration, evaluate_calibrated
-    from metrics.subsets import evaluate_subsets, format_table, warnings
+    from metrics.calibration import evaluate_calibrated
+    from metrics.subsets import evaluate_subsets
+    from metrics.tasks import told
     from training.adapters import finish_adapter
     from training.folder import save_model_folder
     from training.setup import say
@@ -107,17 +113,24 @@ def finish(args, setup, best: dict, history: dict):
             metrics = evaluate_calibrated(setup.run.model, validation_loader, seed=args.seed, **measured)
         else:
             metrics = evaluate_subsets(setup.run.model, validation_loader, **measured)
-    say(accelerator, format_table(metrics))
-    if (sentence := describe_calibration(metrics)) is not None:
-        say(accelerator, sentence)
-    for sentence in warnings(metrics):
-        say(accelerator, f"warning: {sentence}")
+    for line in told(metrics, describe):
+        say(accelerator, line)
     if accelerator.is_main_process:
         metrics["training"] = history
         save(args.output_dir, metrics)
         minutes = history["seconds"] / 60
         print(f"{minutes:.1f} minutes of training; the model is in {args.output_dir}")
     accelerator.wait_for_everyone()
+
+
+def describe(result: dict) -> list[str]:
+    """Lines for people: how good the model is, and what was fitted at the end."""
+    from metrics.calibration import describe_calibration
+    from metrics.subsets import format_table, warnings
+    from metrics.thresholds import describe_thresholds
+
+    fitted = filter(None, (describe_calibration(result), describe_thresholds(result)))
+    return [format_table(result), *fitted, *(f"warning: {sentence}" for sentence in warnings(result))]
 
 
 def training_config(args, accelerator, towers, labels, train_rows, validation_rows) -> dict:
@@ -144,8 +157,9 @@ def training_config(args, accelerator, towers, labels, train_rows, validation_ro
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return exit_code(run, parse_args(argv, description=__doc__, epilog=EXAMPLES))
+        return exit_code(run, parse_args(words, description=__doc__, epilog=EXAMPLES), words)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

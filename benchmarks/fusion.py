@@ -1,8 +1,8 @@
 """Which strategy of fusion, with which balance, knows most: trainings of all of them, on the same rows and towers.
 
     python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/fusion                      # days on two cores
-    python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/fusion --data_sets digits --balances none \\
-        --seeds 0 --budget quick                                                                # hours
+    python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/fusion --design one_at_a_time \\
+        --data_sets emotion7 --budget quick                                                     # two hours on one
 
 Each cell of the table is a training of `train.py` in a process of its own and the metrics of its held-out rows; the
 specialists are the same with the columns of their modalities alone. A training that was done is not done again, one
@@ -42,7 +42,8 @@ DATA_SETS = {
 }  # fmt: skip
 OF_A_TOWER = {  # flags that a model without that tower does not take
     "emotion7": {"audio": ("--audio_learning_rate", "1e-4"),
-                 "text": ("--text_model_name_or_path", "{text_tower}", "--text_learning_rate", "0")},
+                 "text": ("--text_model_name_or_path", "{text_tower}", "--text_learning_rate", "0",
+                          "--cache_features")},
 }  # fmt: skip
 COLUMNS = {
     "digits": {"text": "text", "image": "image", "audio": "audio"},
@@ -63,6 +64,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_sets", nargs="+", choices=DATA_SETS, default=[*DATA_SETS], help="default: both")
     add("--fusions", nargs="+", choices=FUSIONS, default=[*FUSIONS], help="default: all")
     add("--balances", nargs="+", choices=BALANCES, default=[*BALANCES], help="default: all")
+    add("--design", choices=("full", "one_at_a_time"), default="full", help="full: every strategy with every balance; "
+        "one_at_a_time: each strategy with the first balance, and each balance with the first strategy; "
+        "default: full")  # fmt: skip
     add("--specialists", action=argparse.BooleanOptionalAction, default=True,
         help="also train a model for each subset of the modalities; default: yes")  # fmt: skip
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="default: 0 1 2")
@@ -80,13 +84,20 @@ def trainings(args: argparse.Namespace) -> list[dict]:
     """All that is to be trained, seed by seed, so that a first answer is there early."""
     found = []
     for seed, data_set in itertools.product(args.seeds, args.data_sets):
-        for fusion, balance in itertools.product(args.fusions, args.balances):
+        for fusion, balance in ways(args):
             found.append({"data_set": data_set, "fusion": fusion, "balance": balance, "modalities": SUBSETS[-1]})
             found[-1]["seed"] = seed
         for subset in SUBSETS[:-1] if args.specialists else ():
             cell = {"data_set": data_set, "fusion": args.fusions[0], "balance": "none", "modalities": subset}
             found.append({**cell, "seed": seed})
     return found
+
+
+def ways(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The pairs of strategy and balance that are compared."""
+    pairs = itertools.product(args.fusions, args.balances)
+    firsts = args.fusions[0], args.balances[0]
+    return [pair for pair in pairs if args.design == "full" or pair[0] == firsts[0] or pair[1] == firsts[1]]
 
 
 def flags_of(training: dict, args: argparse.Namespace) -> list[str]:

@@ -42,8 +42,25 @@ def add_column_arguments(group):
     add("--num_workers", type=number(int, 0), default=0, help="processes that open cells; default: 0, this one")
 
 
-def add_label_arguments(group):
-    group.add_argument("--label_column", help="column of the label; default: `label`")
+class OneOrMore(argparse.Action):
+    """One value is kept as it is, several as a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def add_label_arguments(group, *, tasks: str | None = None):
+    """The column of the label, and how its cells are read.
+
+    Args:
+        group: Where the flags are added.
+        tasks: What several columns mean, where they are allowed.
+    """
+    if tasks is None:
+        group.add_argument("--label_column", help="column of the label; default: `label`")
+    else:
+        group.add_argument("--label_column", nargs="+", action=OneOrMore, metavar="COLUMN",
+            help=f"column of the label, or {tasks}; default: `label`")  # fmt: skip
     group.add_argument(
         "--label_delimiter", help="what separates several labels in one cell; default: one label a cell"
     )

@@ -30,7 +30,7 @@ def load_model(model_name_or_path: str, *, revision: str | None = None, device: 
 
     _check_folder(model_name_or_path)
     options = {"trust_remote_code": True, "revision": revision}
-    with _one_sentence(model_name_or_path), _quiet_warnings():
+    with _one_sentence(model_name_or_path), quiet_warnings():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             model_name_or_path, use_safetensors=True, output_loading_info=True, **options
         )
@@ -116,7 +116,7 @@ def _one_sentence(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_warnings() -> Iterator[None]:
+def quiet_warnings() -> Iterator[None]:
     """Silence the loading report: what it warns of is an error here, told in one sentence."""
     from transformers.utils import logging
 

@@ -7,7 +7,7 @@ pieces, so that a long table need not be in memory.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +19,34 @@ if TYPE_CHECKING:
 # What a spreadsheet may take for a formula (full-width signs too); a plain number such as -0.5 is not one.
 FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-# From this probability a label of a multi-label model counts as predicted, as in its metrics.
-MULTI_LABEL_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.5  # see `predicted_labels`
 
 Write = Callable[["pa.Table"], None]
 
 
-def prediction_columns(problem: str, id2label: dict[int, str], scores: "np.ndarray | None") -> dict[str, list]:
+def label_thresholds(config) -> dict[str, float] | None:
+    """Give label -> threshold, as a multi-label model's config has them; None: 0.5 for each."""
+    thresholds = getattr(config, "thresholds", None)  # the config of an older model has no such
+    return None if thresholds is None else {config.id2label[i]: value for i, value in enumerate(thresholds)}
+
+
+def predicted_labels(scores: Mapping[str, float], thresholds: Mapping[str, float] | None = None) -> list[str]:
+    """Give the labels that a multi-label model predicts, in the order of `scores`, as its metrics count them.
+
+    Args:
+        scores: label -> probability.
+        thresholds: from `label_thresholds`: from which probability on each label counts as predicted.
+    """
+    thresholds = dict.fromkeys(scores, DEFAULT_THRESHOLD) if thresholds is None else thresholds
+    return [label for label, score in scores.items() if score >= thresholds[label]]
+
+
+def prediction_columns(
+    problem: str,
+    id2label: dict[int, str],
+    scores: "np.ndarray | None",
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, list]:
     """Give column name -> values.
 
     Single-label: `prediction`, `score` (its probability) and `probability_…` for each label. Multi-label: `prediction`
@@ -35,6 +56,7 @@ def prediction_columns(problem: str, id2label: dict[int, str], scores: "np.ndarr
         problem: problem type of the model.
         id2label: names of the labels.
         scores: (rows, labels) probabilities or numbers; None: only the names are wanted, the values are empty.
+        thresholds: as for `predicted_labels`.
     """
     import numpy as np
 
@@ -45,7 +67,7 @@ def prediction_columns(problem: str, id2label: dict[int, str], scores: "np.ndarr
         return dict(zip(titles, scores.T.tolist(), strict=True))
     columns = {f"probability_{name}": scores[:, index].tolist() for index, name in enumerate(names)}
     if problem == "multi_label_classification":
-        chosen = [[names[i] for i in np.flatnonzero(row >= MULTI_LABEL_THRESHOLD)] for row in scores]
+        chosen = [predicted_labels(dict(zip(names, row, strict=True)), thresholds) for row in scores.tolist()]
         return {"prediction": chosen, **columns}
     best = scores.argmax(axis=1).tolist() if len(scores) else []
     return {"prediction": [names[i] for i in best], "score": scores.max(axis=1, initial=0).tolist(), **columns}

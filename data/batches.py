@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from data.labels import LabelMap
 from data.table import MODALITIES, Table
+from data.tasks import TaskMap
 from processing_mmfusion import decode_audio, decode_image
 
 
@@ -77,7 +78,7 @@ class FusionDataset(Dataset):
         ValueError: a label cannot be encoded; the message names the rows.
     """
 
-    def __init__(self, table: Table, labels: LabelMap | None, processor: Any, cache_bytes: int = 2**30):
+    def __init__(self, table: Table, labels: LabelMap | TaskMap | None, processor: Any, cache_bytes: int = 2**30):
         self.table = table
         self.modalities = tuple(name for name in processor.modalities if name in table.modalities)
         self.encoded_labels = None if labels is None else labels.encode_table(table)
@@ -138,7 +139,7 @@ def _placed(error: Exception, place: str) -> Exception:
 class Collator:
     """Puts rows of a `FusionDataset` together: the processor's batch, and `labels` where rows have a label.
 
-    `labels` is long (B,) for classes, and float (B, labels) for multi-label and regression.
+    `labels` is long (B,) for classes, and float (B, labels) for multi-label, regression and several tasks.
 
     Args:
         processor: An MMFusionProcessor.

@@ -16,6 +16,7 @@ from data.batches import cell_key, open_media
 from data.table import MODALITIES, Table
 
 ON_BAD_CELL = ("error", "drop", "empty")
+ANY_RATE = 40  # Hz; opened at this rate, no sound is too slow (from 2 Hz) or too short that is not so by itself
 _CELLS_AT_ONCE = 64  # bounds how many undecoded cells are in memory
 _REMEDIES = (
     "Correct them, or choose what happens to them (--on_bad_cell): `error` stops here, `drop` leaves out their rows, "
@@ -86,7 +87,7 @@ def check_table(
 
     Args:
         table: The rows; leave out the modalities that the model cannot read before (`Table.keep_modalities`).
-        sampling_rate: At which sounds are opened, in Hz; None opens them at 16,000.
+        sampling_rate: At which sounds are opened, in Hz; None only asks whether they can be.
         max_audio_seconds: How much of a sound is opened; None is all of it.
         on_bad_cell: "error" raises; "drop" leaves out the rows; "empty" takes the cells as empty, and leaves out rows
             in which nothing remains.
@@ -106,7 +107,7 @@ def check_table(
         raise ValueError(f"`on_bad_cell` is {on_bad_cell!r}; allowed are {', '.join(ON_BAD_CELL)}.")
     if not allow_empty_columns:
         _refuse_empty_columns(table)
-    keys, reasons = _open_all(table, sampling_rate or 16_000, max_audio_seconds, num_workers, progress)
+    keys, reasons = _open_all(table, sampling_rate or ANY_RATE, max_audio_seconds, num_workers, progress)
     problems = [*_bad_cells(table, keys, reasons), *_empty_rows(table)]
     problems.sort(key=lambda problem: (problem.index, problem.modality is not None))
     if problems and on_bad_cell == "error":

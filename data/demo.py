@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,14 +123,31 @@ def make_demo(folder: str | Path, *, num_rows: int = 5_000, seed: int = 0, progr
         raise ValueError(f"`num_rows` is {num_rows}; at least {MIN_ROWS} are needed, for every digit in every split.")
     if seed < 0:
         raise ValueError(f"`seed` is {seed}; allowed are whole numbers from 0.")
-    folder = Path(folder)
     manifest = {"demo": "digits told three ways", "version": VERSION, "num_rows": num_rows, "seed": seed}
+    return make_set(folder, manifest, lambda staging: _write_splits(staging, num_rows, seed, progress))
+
+
+def make_set(folder: str | Path, manifest: dict, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a folder, which appears complete, with its manifest, or not at all.
+
+    Args:
+        folder: Where to; a new or an empty folder. One that already holds this manifest is left as it is.
+        manifest: What tells this set from all others.
+        write: Fills the folder that it is given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a folder that holds something else.
+    """
+    folder = Path(folder)
     if _is_there(folder, manifest):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_splits(staging, num_rows, seed, progress)
+        write(staging)
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         staging.chmod(0o755)  # `mkdtemp` makes it private
         os.replace(staging, folder)
@@ -160,12 +177,12 @@ def _is_there(folder: Path, manifest: dict) -> bool:
 def _write_splits(folder: Path, num_rows: int, seed: int, progress: bool) -> None:
     (folder / "images").mkdir()
     (folder / "audio").mkdir()
-    pictures, digits = _handwriting()
-    sources = _split_pictures(digits, seed)
+    pictures, digits = handwriting()
+    sources = split_pictures(digits, seed)
     with tqdm(total=num_rows, desc="Demo set", unit=" rows", disable=not progress) as bar:
         for number, split in enumerate(SPLITS):
             rng = np.random.default_rng([seed, number])
-            rows = _rows(folder, split, _split_size(split, num_rows), pictures, digits, sources[split], rng)
+            rows = _rows(folder, split, split_size(split, num_rows), pictures, digits, sources[split], rng)
             with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(COLUMNS)
@@ -174,12 +191,12 @@ def _write_splits(folder: Path, num_rows: int, seed: int, progress: bool) -> Non
                     bar.update()
 
 
-def _split_size(split: str, num_rows: int) -> int:
+def split_size(split: str, num_rows: int) -> int:
     held_out = {name: round(share * num_rows) for name, share in SPLITS.items() if name != "train"}
     return held_out.get(split, num_rows - sum(held_out.values()))
 
 
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+def handwriting() -> tuple[np.ndarray, np.ndarray]:
     """The 1,797 handwritten digits of scikit-learn: (1797, 8, 8) from 0 to 1, and which digit each is."""
     from sklearn.datasets import load_digits
 
@@ -187,7 +204,7 @@ def _handwriting() -> tuple[np.ndarray, np.ndarray]:
     return bunch.images.astype(np.float32) / 16, bunch.target
 
 
-def _split_pictures(digits: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def split_pictures(digits: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Gives each split pictures of its own."""
     from sklearn.model_selection import train_test_split
 
@@ -219,7 +236,7 @@ def _rows(
         if has_image:
             Image.fromarray(drawn).save(folder / image)
         if has_audio:
-            (folder / audio).write_bytes(_wav_bytes(sound))
+            (folder / audio).write_bytes(wav_bytes(sound, SAMPLING_RATE))
         yield text * has_text, image * has_image, audio * has_audio, DIGITS[digit]
 
 
@@ -338,12 +355,12 @@ def dial_digit(digit: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(sound + noise + hum * 10 ** (rng.uniform(*HUM_DB) / 20), -1, 1)
 
 
-def _wav_bytes(sound: np.ndarray) -> bytes:
+def wav_bytes(sound: np.ndarray, sampling_rate: int) -> bytes:
     """Written in memory: soundfile waits for the disk at the end of every file, three milliseconds each."""
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, sound, SAMPLING_RATE, subtype="PCM_16", format="WAV")
+    soundfile.write(buffer, sound, sampling_rate, subtype="PCM_16", format="WAV")
     return buffer.getvalue()
 
 

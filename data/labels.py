@@ -54,6 +54,8 @@ class LabelMap:
             twice = [name for name, count in Counter(self.names).items() if count > 1]
             raise ValueError(f"The label names {_listed(twice)} stand more than once. Every label needs its own name.")
 
+    tasks = None  # there is one
+
     @property
     def num_labels(self) -> int:
         return len(self.names)
@@ -88,7 +90,7 @@ class LabelMap:
         read = _for_each_row(table, values, reader._read)
         if problem_type == REGRESSION:
             return cls(problem_type, _target_names(table, read))
-        names = _declared_names(table) or _sorted_names({name for names in read for name in names})
+        names = declared_names(table) or _sorted_names({name for names in read for name in names})
         fitted = cls(problem_type, names, delimiter)
         fitted._refuse_too_few(table)
         return fitted
@@ -259,7 +261,7 @@ def _numbered(column: str, size: int) -> tuple[str, ...]:
     return (column,) if size == 1 else tuple(f"{column}_{index}" for index in range(size))
 
 
-def _declared_names(table: Table) -> tuple[str, ...]:
+def declared_names(table: Table) -> tuple[str, ...]:
     feature = table.source.features["label"]
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 

@@ -14,7 +14,8 @@ def stratified_split(
 ) -> tuple[Table, Table]:
     """Splits a table in two, the same way for the same seed; each class keeps its share in both parts.
 
-    Regression and multi-label rows are only shuffled. Rows keep their order within each part.
+    Rows of a regression, of several labels or of several tasks are only shuffled. Rows keep their order within each
+    part.
 
     Args:
         table: The labelled rows.

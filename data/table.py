@@ -6,7 +6,7 @@ Whether a cell holds something is known for the whole table at once, in `Table.p
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("text", "image", "audio")
 LEAVE_OUT = "none"
+LABEL_OF = "label:"  # before the name of a task, where there are several label columns
 _HINT = {"text": "text", "image": "paths, bytes or {bytes, path}", "audio": "paths, bytes or {bytes, path}"}
 
 
@@ -34,24 +35,30 @@ class Columns:
     Args:
         text, image, audio, label: A column's name; None takes the column that is called `text`, `image`, `audio` or
             `label` where there is one (in a folder also `image_file_name`, `audio_file_name` and `file_name`); "none"
-            leaves the modality out even then.
+            leaves the modality out even then. Of several tasks `label` maps the name of each to its column.
     """
 
     text: str | None = None
     image: str | None = None
     audio: str | None = None
-    label: str | None = None
+    label: str | Mapping[str, str] | None = None
 
     def resolve(self, source: Source) -> dict[str, str]:
         """Maps `text`, `image`, `audio` and `label` to the source's own names, leaving out what it lacks.
 
+        Of several tasks there is a `label:TASK` for each in place of `label`.
+
         Raises:
             ValueError: a named column is missing, one column is named twice, or no modality is left.
         """
-        asked = {kind: getattr(self, kind) for kind in (*MODALITIES, "label")}
+        asked = {kind: getattr(self, kind) for kind in MODALITIES}
+        if isinstance(self.label, Mapping):
+            asked |= {f"{LABEL_OF}{task}": name for task, name in self.label.items()}
+        else:
+            asked["label"] = self.label
         found: dict[str, str] = {}
         for kind, name in asked.items():
-            default = source.media_defaults.get(kind, kind)
+            default = source.media_defaults.get(kind, kind.removeprefix(LABEL_OF))
             if name is None and default in source.column_names and default not in asked.values():
                 found[kind] = default
             elif name is not None and name != LEAVE_OUT:
@@ -191,6 +198,8 @@ def _struct_filled(array: pa.StructArray) -> np.ndarray:
 class Table:
     """Rows of a table with the columns that were asked for, under the names `text`, `image`, `audio` and `label`.
 
+    With the label columns of several tasks, these are called `label:TASK`, and `of_task` gives the table of one.
+
     Args:
         source: All rows of the source; memory-mapped where it is Parquet or from the Hub.
         name: What messages call the table: the file's path as it was given, or the Hub name and split.
@@ -235,7 +244,17 @@ class Table:
 
     @property
     def has_labels(self) -> bool:
-        return "label" in self.columns
+        return bool(self.label_kinds)
+
+    @property
+    def label_kinds(self) -> tuple[str, ...]:
+        """What the label columns are called here: `label`, or `label:TASK` for each task."""
+        return tuple(kind for kind in self.columns if kind == "label" or kind.startswith(LABEL_OF))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, where there is a label column for each of several."""
+        return tuple(kind.removeprefix(LABEL_OF) for kind in self.label_kinds if kind != "label")
 
     @property
     def root(self) -> Path | None:
@@ -327,6 +346,13 @@ class Table:
         """The table of these rows (indices into this table), which keep their numbers."""
         indices = np.asarray(indices, dtype=np.int64)
         return replace(self, rows=self.rows[indices], presence=self.presence[indices])
+
+    def of_task(self, name: str) -> "Table":
+        """The table with the labels of one of several tasks, and no others."""
+        kind = f"{LABEL_OF}{name}"
+        columns = {key: column for key, column in self.columns.items() if key not in self.label_kinds}
+        source = self.source.rename_column(kind, "label")
+        return replace(self, source=source, columns={**columns, "label": self.columns[kind]})
 
     def keep_modalities(self, modalities: Iterable[str]) -> "Table":
         """The table without the columns of other modalities, for a model that cannot read them."""

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from hub.facts import TOWERS, FolderFacts, read_facts
 from hub.markdown import code_block, code_span, count, escaped, table
-from hub.pictures import CONFUSION_MATRIX, COVERAGE, RELIABILITY, SUBSETS
+from hub.pictures import CONFUSION_MATRIX, COVERAGE, RELIABILITY, SPECIALISTS, SUBSETS
+from metrics.comparison import comparison_rows, comparison_warnings
 from metrics.coverage import shown_points
 from metrics.subsets import COLUMNS, METRIC_MODULES, warnings
+from metrics.thresholds import MIN_POSITIVES
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 WORDS = {"text": "text", "image": "pictures", "audio": "sound"}
@@ -22,6 +24,8 @@ ALT_TEXTS = {
     SUBSETS: "Bar chart of the table above: {metric} of every subset of the modalities.",
     CONFUSION_MATRIX: "Confusion matrix of the full fusion: rows are true labels, columns are predicted labels.",
     RELIABILITY: "Reliability diagram of the full fusion: how often an answer is right, against its confidence.",
+    SPECIALISTS: "Bar chart of the comparison above: {metric} of each specialist and of the fused model, given the "
+    "same modalities and all.",
     COVERAGE: "Coverage curve of the full fusion: accuracy, against the share of the rows that is answered.",
 }
 # Where the sizes of a tower stand, for those that have other names for them.
@@ -89,9 +93,10 @@ def _context(
     """Everything that the template shows, as Markdown."""
     from hub.snippets import code_snippets
 
-    metrics = facts.metrics
-    complete = metrics.get("complete_rows", {"num_rows": 0})
-    some_lack = 0 < complete["num_rows"] < metrics["num_rows"]
+    tasks = facts.each_task()
+    known = [f"{one.prefix}{name}" for one in tasks for name in ALT_TEXTS]
+    if unknown := [name for name in pictures if name not in known]:
+        raise ValueError(f"`pictures` names {unknown[0]!r}; allowed are {', '.join(known)}, as `draw_pictures` gives.")
     return {
         "title": escaped(facts.name),
         "summary": _summary(facts),
@@ -102,17 +107,8 @@ def _context(
         "single_modality": WORDS[facts.modalities[-1]],
         "code_files": ", ".join(map(code_span, facts.code_files)),
         "measured": _measured(facts),
-        "table": {
-            "all": _metrics_table(metrics["metrics"]),
-            "complete": _metrics_table(complete["metrics"]) if some_lack else "",
-            "num_complete": count(complete["num_rows"]),
-        },
-        "warnings": warnings(metrics),
-        "pictures": [{"name": name, "alt": _alt_text(facts, name)} for name in pictures],
-        "confusions": ", ".join(_confusions(facts)),
-        "calibration": _temperatures(facts),
-        "coverage": _coverage(facts),
-        "labels": _labels(facts),
+        "tasks": [_results(one, pictures) for one in tasks],
+        "labels": "\n\n".join(_labels(one) for one in tasks),
         "architecture": {"towers": _towers(facts), "fusion": _fusion(facts.config)},
         "training": _training(facts),
         "limits": list(_limits(facts)),
@@ -120,19 +116,50 @@ def _context(
     }
 
 
+def _results(facts: FolderFacts, pictures: Sequence[str]) -> dict:
+    """What the template shows of the results of one task."""
+    metrics = facts.metrics
+    complete = metrics.get("complete_rows", {"num_rows": 0})
+    some_lack = 0 < complete["num_rows"] < metrics["num_rows"]
+    alt_texts = {f"{facts.prefix}{name}": _alt_text(facts, name) for name in ALT_TEXTS}
+    return {
+        "heading": "" if facts.task is None else escaped(facts.task),
+        "num_rows": count(metrics["num_rows"]),
+        "table": {
+            "all": _metrics_table(metrics["metrics"]),
+            "complete": _metrics_table(complete["metrics"]) if some_lack else "",
+            "num_complete": count(complete["num_rows"]),
+        },
+        "specialists": _specialists(facts),
+        "warnings": [*warnings(metrics), *comparison_warnings(metrics.get("baselines") or {})],
+        "pictures": [{"name": name, "alt": alt_texts[name]} for name in pictures if name in alt_texts],
+        "confusions": ", ".join(_confusions(facts)),
+        "calibration": _temperatures(facts),
+        "thresholds": _thresholds(facts),
+        "coverage": _coverage(facts),
+    }
+
+
 def _summary(facts: FolderFacts) -> str:
     """One sentence: what it reads and what it says."""
     reads = _listed([WORDS[modality] for modality in facts.modalities])
     missing = ", any of which may be missing," if len(facts.modalities) > 1 else ""
+    architecture = escaped((facts.config.get("architectures") or [facts.config["model_type"]])[0])
+    each = [(one.task, _says(one)) for one in facts.each_task()]
+    told = [says if task is None else f"for {escaped(task)} it {says}" for task, says in each]
+    several = "" if len(told) == 1 else f"does {len(told)} tasks at once: "
+    return f"This model ({architecture}) reads {reads}{missing} and {several}{'; '.join(told)}."
+
+
+def _says(facts: FolderFacts) -> str:
+    """What it says of a row, for one task."""
     names = [escaped(label) for label in facts.labels[:MAX_LISTED_LABELS]]
     numbers = "a number" if len(facts.labels) == 1 else "numbers"
-    answers = {
+    return {
         "single_label_classification": f"says which one of {len(facts.labels)} labels fits best",
         "multi_label_classification": f"says which of {len(facts.labels)} labels fit, any number of them",
         "regression": f"predicts {_listed(names)} as {numbers}",
-    }
-    architecture = escaped((facts.config.get("architectures") or [facts.config["model_type"]])[0])
-    return f"This model ({architecture}) reads {reads}{missing} and {answers[facts.problem]}."
+    }[facts.problem]
 
 
 def _labels(facts: FolderFacts) -> str:
@@ -140,7 +167,9 @@ def _labels(facts: FolderFacts) -> str:
     shown = ", ".join(escaped(label) for label in facts.labels[:MAX_LISTED_LABELS])
     more = " … (the others stand in `config.json`)" if len(facts.labels) > MAX_LISTED_LABELS else ""
     kind = facts.problem.replace("_", " ").capitalize()
-    return f"{kind}: {shown}{more}."
+    order = ", in their order, lowest first" if facts.config.get("ordinal") else ""
+    task = "" if facts.task is None else f"**{escaped(facts.task)}**, "
+    return f"{task}{kind.lower() if task else kind}{order}: {shown}{more}."
 
 
 def _metrics_table(results: dict[str, dict]) -> str:
@@ -152,11 +181,22 @@ def _metrics_table(results: dict[str, dict]) -> str:
     return table(["modalities", "rows with input", *(COLUMNS[name][0] for name in shown)], rows)
 
 
+def _specialists(facts: FolderFacts) -> str:
+    """How the model stands beside models that were trained on fewer modalities; empty where there are none."""
+    baselines = facts.metrics.get("baselines")
+    if not baselines:
+        return ""
+    heading = COLUMNS[METRIC_MODULES[facts.problem][1]][0]
+    header, *rows = comparison_rows(baselines)
+    return (
+        "Specialists are models that were trained with the same flags on the columns of these modalities alone, and "
+        f"on the rows that have something of them. Each line compares {heading} on the held-out rows that have "
+        "something of its modalities; the fused model is given the same modalities, and then all that a row has. The "
+        "interval is that of the difference on the same rows (95 %).\n\n" + table(header, rows)
+    )
+
+
 def _alt_text(facts: FolderFacts, name: str) -> str:
-    if name not in ALT_TEXTS:
-        raise ValueError(
-            f"`pictures` names {name!r}; allowed are {', '.join(ALT_TEXTS)}, which `draw_pictures` gives."
-        )
     return ALT_TEXTS[name].format(metric=COLUMNS[METRIC_MODULES[facts.problem][1]][0])
 
 
@@ -187,6 +227,28 @@ def _temperatures(facts: FolderFacts) -> str:
         "on the held-out rows. The calibration error (ECE) after it is cross-fitted in "
         f"{count(calibration['num_folds'])} parts: each part of the rows is judged with temperatures that were fitted "
         "on the others.\n\n" + table(["modalities", "temperature", "ECE before", "ECE after"], rows)
+    )
+
+
+def _thresholds(facts: FolderFacts) -> str:
+    """From which probability on each label is predicted, and what that did for F1; empty where none were fitted."""
+    found = facts.metrics.get("thresholds")
+    if found is None:
+        return ""
+    rows = [
+        [escaped(label), f"{value['threshold']:.3f}", count(value["num_positives"])]
+        for label, value in list(found["labels"].items())[:MAX_LISTED_LABELS]
+    ]
+    f1 = [
+        f"{COLUMNS[name][0]} {COLUMNS[name][1](value)} → {COLUMNS[name][1](found['after'][name])}"
+        for name, value in found["before"].items()
+        if value is not None  # of rows that have no label at all
+    ]
+    return (
+        "A label is predicted from a probability of its own on, the one with the highest F1 on the held-out rows; a "
+        f"label that fewer than {MIN_POSITIVES} of them have keeps 0.5. With all modalities, from 0.5 to these: "
+        f"{_listed(f1)} (cross-fitted, as in the tables above).\n\n"
+        + table(["label", "predicted from", "held-out rows with it"], rows)
     )
 
 
@@ -316,14 +378,15 @@ def _limits(facts: FolderFacts) -> Iterator[str]:
             "A row without a modality is answered from an embedding that was learned for its absence: the answer is a "
             "guess from what is there, and the tables above say how good such guesses are."
         )
-    yield from _calibration(facts)
+    for one in facts.each_task():
+        yield from (sentence if one.task is None else f"{escaped(one.task)}: {sentence}" for sentence in _errors(one))
     yield (
         "The figures are for the rows named above. For rows of another kind (other speakers, cameras, languages, "
         "years) they promise nothing: measure on your own with `evaluation.py`."
     )
 
 
-def _calibration(facts: FolderFacts) -> Iterator[str]:
+def _errors(facts: FolderFacts) -> Iterator[str]:
     error = facts.metrics["metrics"][facts.everything].get("expected_calibration_error")
     if error is not None:
         yield (

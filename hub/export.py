@@ -51,7 +51,8 @@ def export_model(
         shutil.copyfile(source / name, folder / name)
     if license is not None:
         write_json(folder / "training_config.json", {**read_json(source, "training_config.json"), "license": license})
-    pictures = draw_pictures(read_json(source, "metrics.json"), read_facts(source).labels, folder)
+    tasks = read_facts(source).each_task()
+    pictures = [name for one in tasks for name in draw_pictures(one.metrics, one.labels, folder, one.prefix)]
     card = render_model_card(folder, repo_id=repo_id, space_id=space_id, pictures=pictures)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return sorted(path.name for path in source.iterdir() if path.name not in {*names, "README.md", *pictures})

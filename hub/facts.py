@@ -5,14 +5,16 @@ it should be: a broken file is said by its name, and results of another model ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from hub.export import code_files, read_json
+from metrics.comparison import WAYS
 from metrics.subsets import METRIC_MODULES, modality_subsets, problem_type, subset_name
 
 PROCESSOR = "processor_config.json"
+SEVERAL = "multi_task"  # in place of a problem type
 TOWERS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
 
 
@@ -26,10 +28,12 @@ class FolderFacts:
         training: Content of `training_config.json`; older ones lack keys.
         metrics: Content of `metrics.json`; older ones lack keys.
         processor: Content of `processor_config.json`; empty where the folder has none.
-        labels: Names of the model's outputs, in their order.
+        labels: Names of the model's outputs, in their order; of one task those of the task.
         modalities: Those the model has a tower for, in the order text, image, audio.
-        problem: A problem type of `transformers`.
+        problem: A problem type of `transformers`; of a model with several tasks `SEVERAL`.
         code_files: Names of the Python files that are run by whoever loads the model.
+        task: The task that the others are about, of a model with several; None: all that there is.
+        prefix: What the names of its pictures begin with.
     """
 
     name: str
@@ -41,6 +45,21 @@ class FolderFacts:
     modalities: tuple[str, ...]
     problem: str
     code_files: tuple[str, ...]
+    task: str | None = None
+    prefix: str = ""
+
+    def each_task(self) -> list["FolderFacts"]:
+        """What the files say of each task, as they would of a model of this task alone."""
+        tasks = self.config.get("tasks")
+        if tasks is None:
+            return [self]
+        return [
+            replace(
+                self, task=task["name"], labels=tuple(task["labels"]), problem=task["problem_type"],
+                metrics=self.metrics["tasks"][task["name"]], config={**self.config, **task}, prefix=f"task{number}_",
+            )
+            for number, task in enumerate(tasks, start=1)
+        ]  # fmt: skip
 
     @property
     def everything(self) -> str:
@@ -62,11 +81,10 @@ def read_facts(folder: Path, repo_id: str | None = None) -> FolderFacts:
     labels = _label_names(folder, config)
     problem = problem_type(SimpleNamespace(problem_type=config.get("problem_type"), num_labels=len(labels)))
     _check_training(folder / "training_config.json", training)
-    _check_metrics(folder / "metrics.json", metrics, modalities, problem)
-    _check_confidence(folder / "metrics.json", metrics, modalities)
-    if len(metrics.get("confusion_matrix", labels)) != len(labels):
-        raise ValueError(f"`{folder / 'metrics.json'}`: `confusion_matrix` is not of the {len(labels)} labels.")
-    return FolderFacts(
+    if config.get("tasks") is not None:
+        _check_tasks(folder, config["tasks"], metrics)
+        problem = SEVERAL
+    facts = FolderFacts(
         name=repo_id.split("/")[-1] if repo_id else folder.resolve().name,
         config=config,
         training=training,
@@ -77,6 +95,31 @@ def read_facts(folder: Path, repo_id: str | None = None) -> FolderFacts:
         problem=problem,
         code_files=tuple(sorted(code_files(folder, config, processor))),
     )
+    for one in facts.each_task():
+        _check_results(folder / "metrics.json", one)
+    return facts
+
+
+def _check_results(path: Path, facts: FolderFacts):
+    """Refuse results, of one task, that are not of this model."""
+    metrics, modalities, problem = facts.metrics, facts.modalities, facts.problem
+    _check_metrics(path, metrics, modalities, problem)
+    _check_confidence(path, metrics, modalities)
+    _check_baselines(path, metrics.get("baselines"), modalities, problem)
+    if len(metrics.get("confusion_matrix", facts.labels)) != len(facts.labels):
+        raise ValueError(f"`{path}`: `confusion_matrix` is not of the {len(facts.labels)} labels.")
+
+
+def _check_tasks(folder: Path, tasks: object, metrics: dict):
+    keys = {"name", "labels", "problem_type"}
+    if not isinstance(tasks, list) or not all(_is_dict(task) and keys <= set(task) for task in tasks):
+        raise ValueError(f"`{folder / 'config.json'}`: `tasks` is no list of objects with {', '.join(sorted(keys))}.")
+    found, names = metrics.get("tasks"), [task["name"] for task in tasks]
+    if not _is_dict(found) or not all(_is_dict(found.get(name)) for name in names):
+        raise ValueError(
+            f"`{folder / 'metrics.json'}` does not hold `tasks` with results of {', '.join(names)}, the tasks of this "
+            "model: let `train.py` or `evaluation.py --output_file` write it."
+        )
 
 
 def _existing(folder: Path, name: str) -> dict:
@@ -126,7 +169,7 @@ def _check_metrics(path: Path, metrics: dict, modalities: Sequence[str], problem
 
 
 def _check_confidence(path: Path, metrics: dict, modalities: Sequence[str]):
-    """Refuse temperatures and a coverage curve that are not what `metrics.calibration` and `metrics.coverage` give."""
+    """Refuse temperatures, thresholds and a coverage curve that are not what `metrics/` gives."""
     if (calibration := metrics.get("calibration")) is not None:
         subsets = [subset_name(subset) for subset in modality_subsets(modalities)]
         keys = ("temperature", "error_before", "error_after")
@@ -135,10 +178,38 @@ def _check_confidence(path: Path, metrics: dict, modalities: Sequence[str]):
             raise ValueError(f"`{path}`: `calibration` does not hold `num_folds` and `subsets` {', '.join(subsets)}.")
         if bad := [name for name, row in found.items() if not _has_numbers(row, keys)]:
             raise ValueError(f"`{path}`: `calibration` of `{bad[0]}` lacks one of the numbers {', '.join(keys)}.")
+    if (thresholds := metrics.get("thresholds")) is not None:
+        found = thresholds.get("labels") if _is_dict(thresholds) else None
+        is_whole = _is_dict(found) and all(_has_numbers(row, ("threshold", "num_positives")) for row in found.values())
+        if not is_whole or not all(_has_numbers(thresholds.get(key), ("micro_f1",)) for key in ("before", "after")):
+            raise ValueError(
+                f"`{path}`: `thresholds` does not hold `labels` with `threshold` and `num_positives`, and F1 `before` "
+                "and `after`."
+            )
     if (curve := metrics.get("coverage")) is not None:
         points, keys = curve.get("points") if _is_dict(curve) else None, ("coverage", "accuracy", "threshold")
         if not isinstance(points, list) or not points or not all(_has_numbers(point, keys) for point in points):
             raise ValueError(f"`{path}`: `coverage` holds no `points` with the numbers {', '.join(keys)}.")
+
+
+def _check_baselines(path: Path, baselines: object, modalities: Sequence[str], problem: str):
+    """Refuse a comparison with specialists that is not what `metrics.comparison` gives."""
+    if baselines is None:
+        return
+    subsets = {subset_name(subset) for subset in modality_subsets(modalities)[:-1]}
+    if not _is_dict(baselines) or not set(baselines) <= subsets:
+        raise ValueError(f"`{path}`: `baselines` holds other specialists than those for {', '.join(sorted(subsets))}.")
+    decides = METRIC_MODULES[problem][1]
+    for name, row in baselines.items():
+        is_whole = _has_numbers(row, ("num_rows", "seconds", "parameters")) and all(
+            _has_numbers(row.get(answers), (decides,)) for answers in ("metrics", *WAYS)
+        )
+        if not is_whole or not all(_is_interval(row.get(interval)) for interval in WAYS.values()):
+            raise ValueError(f"`{path}`: `baselines` of `{name}` lacks a number: let `train.py` write the file.")
+
+
+def _is_interval(value: object) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
 
 
 def _has_numbers(value: object, keys: Sequence[str]) -> bool:

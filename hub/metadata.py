@@ -49,9 +49,9 @@ def card_metadata(facts: "FolderFacts", repo_id: str | None = None) -> "ModelCar
         base_model=bases or None,
         base_model_relation="finetune" if bases else None,
         datasets=datasets or None,
-        metrics=list(dict.fromkeys(METRIC_IDS.get(name, name) for name in _metrics(facts))),
+        metrics=list(dict.fromkeys(METRIC_IDS.get(n, n) for one in facts.each_task() for n in _metrics(one))),
         model_name=repo_id or facts.name,
-        eval_results=list(_eval_results(facts)),
+        eval_results=[result for one in facts.each_task() for result in _eval_results(one)],
     )
 
 
@@ -90,12 +90,14 @@ def _eval_results(facts: "FolderFacts") -> "Iterator[EvalResult]":
     """Every subset's metrics over all rows, all modalities first, for that is what a reader looks for.
 
     The Hub lists results by data set, so the subset stands in the metric's name and, for programs, in its arguments.
+    So does the task of a model with several.
     """
     from huggingface_hub import EvalResult
 
     data = (facts.training.get("data") or {}).get("validation") or {}
     kind = "regression" if facts.problem == "regression" else "classification"
     task = PIPELINE_TAGS[facts.modalities[0]]
+    named = {} if facts.task is None else {"task": _one_line(facts.task)}
     for subset, values in reversed(facts.metrics["metrics"].items()):
         for name in _metrics(facts):
             if values.get(name) is not None:
@@ -106,7 +108,7 @@ def _eval_results(facts: "FolderFacts") -> "Iterator[EvalResult]":
                     dataset_name=_one_line(data.get("name", "held-out rows")),
                     dataset_revision=data.get("revision"),
                     metric_type=METRIC_IDS.get(name, name),
-                    metric_name=f"{COLUMNS[name][0]} ({subset})",
+                    metric_name=f"{COLUMNS[name][0]} ({', '.join([*named.values(), subset])})",
                     metric_value=values[name],
-                    metric_args={"modalities": subset},
+                    metric_args={"modalities": subset, **named},
                 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.files import replacing
+from metrics.comparison import shown_interval
 from metrics.details import NUM_BINS, bin_numbers
 from metrics.subsets import COLUMNS, deciding_metric
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFUSION_MATRIX, RELIABILITY, SUBSETS = "confusion_matrix.png", "reliability.png", "subsets.png"
-COVERAGE = "coverage.png"
+COVERAGE, SPECIALISTS = "coverage.png", "specialists.png"
 MAX_NAMED_LABELS = 30  # more names than this cannot be read beside a picture of a page's width
 MAX_COUNTED_LABELS = 15  # more counts than this cannot be read inside one
 MAX_NAME_LENGTH = 18
@@ -29,13 +30,14 @@ BASE_FONT = "DejaVu Sans"  # comes with matplotlib
 NO_LETTERS = ("Last Resort", "STIX", "cm")
 
 
-def draw_pictures(metrics: dict, labels: Sequence[str], folder: Path) -> list[str]:
+def draw_pictures(metrics: dict, labels: Sequence[str], folder: Path, prefix: str = "") -> list[str]:
     """Draw what an evaluation's numbers hold.
 
     Args:
         metrics: the content of a `metrics.json`; what it lacks (an older one has no confusion matrix) is not drawn.
         labels: names of the labels, in the order of the model's outputs.
         folder: where the PNG files are written; what stands there under their names is replaced.
+        prefix: what their names begin with.
 
     Returns:
         The names of the files written.
@@ -44,6 +46,8 @@ def draw_pictures(metrics: dict, labels: Sequence[str], folder: Path) -> list[st
         ValueError: When the confusion matrix has another number of labels than `labels`.
     """
     figures = {SUBSETS: _draw_subsets(metrics)}
+    if metrics.get("baselines"):
+        figures[SPECIALISTS] = _draw_specialists(metrics["baselines"])
     if "confusion_matrix" in metrics:
         figures[CONFUSION_MATRIX] = _draw_confusion_matrix(metrics["confusion_matrix"], labels)
     if "reliability" in metrics:
@@ -51,10 +55,10 @@ def draw_pictures(metrics: dict, labels: Sequence[str], folder: Path) -> list[st
     if "coverage" in metrics:
         figures[COVERAGE] = _draw_coverage(metrics["coverage"]["points"])
     for name, figure in figures.items():
-        with replacing(folder / name) as path:
+        with replacing(folder / f"{prefix}{name}") as path:
             # "tight": the layout engines of matplotlib cut long names beside a square off.
             figure.savefig(path, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
-    return list(figures)
+    return [f"{prefix}{name}" for name in figures]
 
 
 # -- modality subsets -------------------------------------------------------------------------------------------------
@@ -83,6 +87,44 @@ def _draw_subsets(metrics: dict) -> "Figure":
     which = "that have every modality" if "complete_rows" in metrics else "of the evaluation"
     axes.set_title(f"{heading} on the {compared['num_rows']:,} rows {which}", fontsize=11)
     return figure
+
+
+# -- specialists ------------------------------------------------------------------------------------------------------
+
+
+def _draw_specialists(baselines: dict[str, dict]) -> "Figure":
+    """For each subset the specialist, the fused model given the same, and the fused model given all."""
+    name, is_higher_better = deciding_metric(next(iter(baselines.values()))["metrics"])
+    heading, shown = COLUMNS[name]
+    ways = {
+        "metrics": ("specialist", ORANGE),
+        "fused": ("fused model, given the same", BLUE),
+        "fused_with_all": ("fused model, given all", GREEN),
+    }
+    height = 0.8 / len(ways)
+    figure, axes = _figure(7.5, 1.5 + 0.72 * len(baselines))
+    for number, (key, (label, color)) in enumerate(ways.items()):
+        values = [result[key][name] for result in baselines.values()]
+        places = [place + (number - 1) * height for place in range(len(values))]
+        bars = axes.barh(places, values, color=color, height=0.9 * height, label=label)
+        axes.bar_label(bars, [shown(value) for value in values], padding=4, fontsize=9)
+    axes.set_yticks(range(len(baselines)), [_with_gain(name, *item) for item in baselines.items()], fontsize=10)
+    axes.invert_yaxis()
+    highest = max(result[key][name] for result in baselines.values() for key in ways)
+    axes.set_xlim(0, highest * 1.12 or 1)
+    direction = "" if is_higher_better else ", lower is better"
+    below = "below a name: what the fused model, given the same, is better by (95 % interval)"
+    axes.set_xlabel(f"{heading}{direction}\n\n{below}", fontsize=9)
+    if shown(0.5).endswith("%"):
+        _percent_axis(axes.xaxis)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def _with_gain(metric: str, subset: str, result: dict) -> str:
+    """The name of a subset, and below it by how much the fused model is better, given the same."""
+    return f"{subset.replace('+', ' + ')}\n{shown_interval(metric, result['interval'])}"
 
 
 # -- confusion matrix -------------------------------------------------------------------------------------------------

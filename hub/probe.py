@@ -31,10 +31,11 @@ def made_up_rows(modalities, sampling_rate: int | None) -> dict[str, list]:
     subsets = [s for size in range(1, len(modalities) + 1) for s in itertools.combinations(modalities, size)]
     cells: dict[str, list] = {name: [] for name in modalities}
     for number, subset in enumerate(subsets):
+        num_samples = (sampling_rate or 16_000) // 2 + 97 * number  # none of the first at 1 Hz
         made = {
             "text": WORDS[number % len(WORDS)],
             "image": Image.fromarray(random.integers(0, 256, (40 + number, 64, 3), dtype=np.uint8)),
-            "audio": random.uniform(-0.5, 0.5, (sampling_rate or 16_000) // 2 + 97 * number).astype(np.float32),
+            "audio": random.uniform(-0.5, 0.5, max(1, num_samples)).astype(np.float32),
         }
         for name in modalities:
             cells[name].append(made[name] if name in subset else None)

@@ -6,6 +6,7 @@ A test runs every snippet as it stands in the card.
 import json
 from typing import TYPE_CHECKING
 
+from hub.facts import SEVERAL
 from hub.markdown import code_block
 
 if TYPE_CHECKING:
@@ -53,9 +54,12 @@ def _pipeline(facts: "FolderFacts", where: list[str]) -> str:
         ")",
         f"classify({{{sample}}})",
     ]
+    if facts.problem == SEVERAL:
+        task = _quoted(facts.each_task()[0].task)
+        lines.append(f"classify({{{sample}}}, task_name={task})  # one of its tasks, as if there were no others")
     if len(facts.modalities) > 1:
         lines.append(f'classify({{"{alone[0]}": {alone[2]}}})  # the others are absent')
-    if len(facts.modalities) > 1 and "explanation_mmfusion.py" in facts.code_files:
+    if len(facts.modalities) > 1 and "explanation_mmfusion.py" in facts.code_files and facts.problem != SEVERAL:
         lines += [
             f"why = classify.explain({{{sample}}}, details=False)",
             'print(why["modalities"])  # which of them decided: exact Shapley values',
@@ -64,7 +68,9 @@ def _pipeline(facts: "FolderFacts", where: list[str]) -> str:
 
 
 def _model(facts: "FolderFacts", where: str) -> str:
-    expression, meaning = SCORES[facts.problem]
+    first = facts.each_task()[0]
+    expression, meaning = SCORES[first.problem]
+    one_task = "" if first.task is None else f"model = model.for_task({_quoted(first.task)})  # one of its tasks\n"
     # Two rows where that shows an empty cell: the first has everything, the second only the first modality.
     columns = [f"{CELLS[name][1]}=[{CELLS[name][3]}, {_second_cell(facts, name)}]" for name in facts.modalities]
     rate = ["sampling_rate=processor.audio_sampling_rate"] if "audio" in facts.modalities else []
@@ -74,6 +80,7 @@ def _model(facts: "FolderFacts", where: str) -> str:
         "from transformers import AutoModelForSequenceClassification, AutoProcessor\n\n"
         f"processor = AutoProcessor.from_pretrained({where})\n"
         f"model = AutoModelForSequenceClassification.from_pretrained({where})\n"
+        f"{one_task}"
         f"inputs = processor(\n{arguments})\n"
         "with torch.no_grad():\n"
         "    logits = model(**inputs).logits\n"

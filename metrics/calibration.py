@@ -1,5 +1,7 @@
 """Temperatures: what logits are divided by, so that an answer is as often right as its confidence says.
 
+Of a multi-label model the thresholds of its labels (`metrics.thresholds`) are fitted after them, on the same rows.
+
 Unusual: every subset of modalities has a temperature of its own, since a model that hears and does not see is unsure
 in another way than one that sees; a row is divided by that of what it has, as the model does it in use. It never
 changes which label is best.
@@ -19,15 +21,19 @@ from metrics.details import calibration_error, evaluation_details
 from metrics.subsets import (
     MODALITIES,
     Predictions,
+    compute_metrics,
     is_complete,
     measure_subsets,
     modality_subsets,
+    of_each_task,
     predict_subsets,
     probabilities,
     problem_type,
     rows_of,
     subset_name,
+    with_thresholds,
 )
+from metrics.thresholds import fit_thresholds, num_positives
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +43,8 @@ LEAST, MOST = 0.05, 20.0  # beyond, the validation rows say nothing any more
 PRIOR_WEIGHT = 1.0  # in rows: how much the prior counts
 NUM_FOLDS = 5
 ERROR = "expected_calibration_error"
+DECIDED = ("micro_f1", "macro_f1")  # depend on thresholds
+MULTI_LABEL = "multi_label_classification"
 
 
 # -- one temperature --------------------------------------------------------------------------------------------------
@@ -150,8 +158,26 @@ def scaled(predicted: Predictions, temperatures: dict[str, float]) -> Prediction
     return predicted._replace(logits=logits)
 
 
+def thresholded(problem: str, predicted: Predictions, fitted_on: Predictions | None = None) -> Predictions:
+    """Give multi-label predictions with thresholds that were fitted to some, and others as they are.
+
+    Args:
+        problem: as for `fit_temperatures`.
+        predicted: logits that temperatures were applied to.
+        fitted_on: such logits and labels with every modality of the model, among others; None: `predicted`.
+    """
+    if problem != MULTI_LABEL:
+        return predicted
+    fitted_on = predicted if fitted_on is None else fitted_on
+    everything = max(fitted_on.logits, key=lambda name: name.count("+"))
+    known = probabilities(problem, fitted_on.logits[everything])
+    return with_thresholds(predicted, fit_thresholds(known, fitted_on.labels))
+
+
 def cross_fitted(problem: str, predicted: Predictions, seed: int = 0) -> Predictions:
     """Give the logits, each part of the rows divided by temperatures that were fitted on the other parts.
+
+    Of a multi-label model, each part also has the thresholds that were fitted there.
 
     Args:
         problem: as for `fit_temperatures`.
@@ -163,12 +189,17 @@ def cross_fitted(problem: str, predicted: Predictions, seed: int = 0) -> Predict
 
     num_rows = len(predicted.presence)
     logits = {name: values.copy() for name, values in predicted.logits.items()}
+    thresholds = np.empty(predicted.labels.shape) if problem == MULTI_LABEL else None
     folds = KFold(num_folds(num_rows), shuffle=True, random_state=seed)
     for others, held in folds.split(np.empty(num_rows)):
-        part = scaled(rows_of(predicted, held), fit_temperatures(problem, rows_of(predicted, others)))
+        temperatures = fit_temperatures(problem, rows_of(predicted, others))
+        part, known = (scaled(rows_of(predicted, rows), temperatures) for rows in (held, others))
+        part = thresholded(problem, part, known)
         for name, values in part.logits.items():
             logits[name][held] = values
-    return predicted._replace(logits=logits)
+        if thresholds is not None:
+            thresholds[held] = part.thresholds
+    return predicted._replace(logits=logits, thresholds=thresholds)
 
 
 def num_folds(num_rows: int) -> int:
@@ -179,6 +210,10 @@ def forget_temperatures(config) -> None:
     """Have a model answer as its weights say, for other weights shall come."""
     config.temperatures = None
     config.unimodal_temperatures = None
+    config.thresholds = None
+    for task in getattr(config, "tasks", None) or ():
+        for field in ("temperatures", "unimodal_temperatures", "thresholds"):
+            task.pop(field, None)
 
 
 # -- at the end of a training -----------------------------------------------------------------------------------------
@@ -192,12 +227,12 @@ def evaluate_calibrated(
     accelerator: "Accelerator | None" = None,
     progress: bool = True,
 ) -> dict:
-    """Fit the temperatures of a model on a table, put them into its config, and measure it with every subset.
+    """Fit temperatures and thresholds of a model on a table, put them into its config, and measure it.
 
     A regression has no temperatures, nor has a model of less than two rows: they are measured as they are.
 
     Args:
-        model: MMFusion classifier, plain or prepared by `accelerator`; temperatures that it has are forgotten.
+        model: MMFusion classifier, plain or prepared by `accelerator`; what was fitted before is forgotten.
         dataloader: batches with labels.
         seed: of the parts of cross-fitting.
         accelerator: as for `predict_subsets`.
@@ -205,11 +240,13 @@ def evaluate_calibrated(
 
     Returns:
         As `evaluate_subsets` of the model with its temperatures, but all that depends on confidence
-        (`expected_calibration_error`, `reliability`, `coverage`) is cross-fitted. `calibration` tells it all:
+        (`expected_calibration_error`, `reliability`, `coverage`) or on thresholds (`micro_f1`, `macro_f1` of a
+        multi-label model) is cross-fitted. `calibration` tells it all:
         `num_folds` and, in `subsets`, for each subset its `temperature`, the `num_rows` it was fitted on, and the
         calibration error over all rows as `error_before`, `error_after` (cross-fitted, as in `metrics`) and
         `error_same_rows` (with the stored temperatures on the rows that they were fitted on, as `evaluation.py` finds
-        it there).
+        it there). `thresholds`, of a multi-label model, has for each of its `labels` the `threshold` and
+        `num_positives`, and both F1 of the full input `before` (with 0.5), `after` and on the `same_rows`.
 
     Raises:
         ValueError: As `evaluate_subsets`.
@@ -217,32 +254,48 @@ def evaluate_calibrated(
     config = (model if accelerator is None else accelerator.unwrap_model(model)).config
     forget_temperatures(config)
     problem = problem_type(config)
-    is_fitted = problem != "regression"
+    is_fitted = problem != "regression"  # of several tasks some may be
     predicted = predict_subsets(
         model, dataloader, accelerator=accelerator, progress=progress,
         with_unimodal=is_fitted and config.balance != "none",
     )  # fmt: skip
-    if not is_fitted or predicted.labels is None or len(predicted.presence) < 2:
+    if getattr(config, "tasks", None) is None or predicted.labels is None:
+        return _fitted(config, predicted, seed)
+    results = {}
+    for name, one, part in of_each_task(config, predicted):
+        results[name] = _fitted(one, part, seed)
+        config.keep_fitted(name, one)
+    return {"num_rows": len(predicted.presence), "tasks": results}
+
+
+def _fitted(config, predicted: Predictions, seed: int) -> dict:
+    """Fit to the predictions of one task, into its config; what `evaluate_calibrated` returns of it."""
+    problem = problem_type(config)
+    if problem == "regression" or predicted.labels is None or len(predicted.presence) < 2:
         return measure_subsets(config, predicted)
     config.temperatures = fit_temperatures(problem, predicted)
+    same = thresholded(problem, scaled(predicted, config.temperatures))
+    if same.thresholds is not None:
+        config.thresholds = same.thresholds[0].tolist()
     if predicted.unimodal is not None:
         config.unimodal_temperatures = fit_unimodal_temperatures(problem, predicted, config.modalities)
-    return _report(config, predicted, cross_fitted(problem, predicted, seed))
+    return _report(config, predicted, same, cross_fitted(problem, predicted, seed))
 
 
-def _report(config, predicted: Predictions, held: Predictions) -> dict:
+def _report(config, predicted: Predictions, same: Predictions, held: Predictions) -> dict:
     """Give what `evaluate_calibrated` returns."""
     problem, temperatures = problem_type(config), config.temperatures
-    same = scaled(predicted, temperatures)
     result = measure_subsets(config, same)
+    everything = subset_name(config.modalities)
+    if problem == MULTI_LABEL:
+        result["thresholds"] = _report_thresholds(config, result["metrics"][everything], same, held)
     for name, values in result["metrics"].items():
-        values[ERROR] = error_of(problem, held, name)
+        values |= _of_held(problem, held, name)
         if "complete_rows" in result:
             complete = rows_of(held, is_complete(config, held))
-            result["complete_rows"]["metrics"][name][ERROR] = error_of(problem, complete, name)
-    everything = subset_name(config.modalities)
+            result["complete_rows"]["metrics"][name] |= _of_held(problem, complete, name)
     shown = probabilities(problem, held.logits[everything])
-    result |= evaluation_details(problem, shown, held.labels)
+    result |= evaluation_details(problem, shown, held.labels, held.thresholds)
     result["calibration"] = {
         "num_folds": num_folds(len(predicted.presence)),
         "subsets": {
@@ -259,9 +312,33 @@ def _report(config, predicted: Predictions, held: Predictions) -> dict:
     return result
 
 
+def _of_held(problem: str, held: Predictions, subset: str) -> dict[str, float | None]:
+    """Give the metrics that what was fitted would flatter, of rows that it was not fitted on."""
+    error = {ERROR: error_of(problem, held, subset)}
+    return {**error, **(_f1_of(held, subset) if problem == MULTI_LABEL else {})}
+
+
+def _f1_of(predicted: Predictions, subset: str) -> dict[str, float | None]:
+    metrics = compute_metrics(MULTI_LABEL, predicted.logits[subset], predicted.labels, predicted.thresholds)
+    return {name: metrics[name] for name in DECIDED}
+
+
+def _report_thresholds(config, same_rows: dict, same: Predictions, held: Predictions) -> dict:
+    """Give the thresholds of the labels, and F1 of the full input without them and with them."""
+    everything = subset_name(config.modalities)
+    each = zip(config.thresholds, num_positives(same.labels).tolist(), strict=True)
+    return {
+        "labels": {config.id2label[i]: {"threshold": t, "num_positives": count} for i, (t, count) in enumerate(each)},
+        "before": _f1_of(with_thresholds(same, None), everything),
+        "after": _f1_of(held, everything),
+        "same_rows": {name: same_rows[name] for name in DECIDED},
+    }
+
+
 def error_of(problem: str, predicted: Predictions, subset: str) -> float:
     """Give the expected calibration error of a subset over all rows; of several labels, over all decisions."""
-    return calibration_error(problem, probabilities(problem, predicted.logits[subset]), predicted.labels)
+    shown = probabilities(problem, predicted.logits[subset])
+    return calibration_error(problem, shown, predicted.labels, predicted.thresholds)
 
 
 def describe_calibration(result: dict) -> str | None:

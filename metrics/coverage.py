@@ -8,6 +8,8 @@ Source: El-Yaniv & Wiener 2010 (risk and coverage); Geifman & El-Yaniv 2017, arX
 
 from typing import TYPE_CHECKING
 
+from metrics.thresholds import confidences, is_predicted
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -15,35 +17,36 @@ SHARES = tuple(share / 100 for share in range(100, 0, -5))  # of the rows, that 
 SHOWN = (1.0, 0.9, 0.8, 0.5)
 
 
-def sureness(problem: str, predictions: "np.ndarray") -> "np.ndarray":
+def sureness(problem: str, predictions: "np.ndarray", thresholds: "np.ndarray | None" = None) -> "np.ndarray":
     """Give (rows,) how sure each answer is: what `reject_below` is compared with, here and in the pipeline.
 
     Args:
         problem: a key of `metrics.subsets.METRIC_MODULES`, but not a regression.
         predictions: (rows, labels) probabilities.
+        thresholds: of a multi-label model, as for `metrics.thresholds.is_predicted`.
 
     Returns:
         Single-label: the highest probability. Multi-label: the probability of the least sure of the row's decisions,
-        each of which is a yes or a no.
+        each of which is a yes or a no; see `metrics.thresholds.confidences`.
 
     Raises:
         ValueError: For a regression, which has no probabilities.
     """
-    import numpy as np
-
     if problem == "regression":
         raise ValueError(
             "a regression predicts numbers without probabilities: no answer can be refused for being unsure."
         )
     if problem == "multi_label_classification":
-        return np.maximum(predictions, 1 - predictions).min(axis=1, initial=1.0)
+        return confidences(predictions, thresholds).min(axis=1, initial=1.0)
     return predictions.max(axis=1)
 
 
-def is_right(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+def is_right(
+    problem: str, predictions: "np.ndarray", labels: "np.ndarray", thresholds: "np.ndarray | None" = None
+) -> "np.ndarray":
     """Give (rows,) True where the answer is right; of several labels, where all decisions of the row are."""
     if problem == "multi_label_classification":
-        return ((predictions >= 0.5) == labels).all(axis=1)
+        return (is_predicted(predictions, thresholds) == labels).all(axis=1)
     return predictions.argmax(axis=1) == labels
 
 

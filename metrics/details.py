@@ -7,6 +7,7 @@ rows are gone. Nothing here can be traced back to a row.
 from typing import TYPE_CHECKING
 
 from metrics.coverage import coverage_curve, is_right, sureness
+from metrics.thresholds import confidences, is_predicted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,13 +16,16 @@ NUM_BINS = 15  # as many as the calibration error of `mmfusion_classification` h
 ERROR_QUANTILES = (0.5, 0.9, 1.0)
 
 
-def evaluation_details(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> dict:
+def evaluation_details(
+    problem: str, predictions: "np.ndarray", labels: "np.ndarray", thresholds: "np.ndarray | None" = None
+) -> dict:
     """Give what the pictures of one subset's predictions are drawn from.
 
     Args:
         problem: a key of `metrics.subsets.METRIC_MODULES`.
         predictions: (rows, labels) probabilities, or the predicted numbers of a regression.
         labels: (rows,) class numbers; (rows, labels) 0 or 1; or (rows,) or (rows, labels) numbers for a regression.
+        thresholds: of a multi-label model, as for `metrics.thresholds.is_predicted`.
 
     Returns:
         Single-label: `confusion_matrix` (a list of rows of counts: rows are true labels, columns predicted ones),
@@ -37,8 +41,10 @@ def evaluation_details(problem: str, predictions: "np.ndarray", labels: "np.ndar
         return {"absolute_error_quantiles": {str(q): float(np.quantile(errors, q)) for q in ERROR_QUANTILES}}
     labels = labels.astype(int)
     details = {
-        "reliability": reliability(*decisions(problem, predictions, labels)),
-        "coverage": coverage_curve(sureness(problem, predictions), is_right(problem, predictions, labels)),
+        "reliability": reliability(*decisions(problem, predictions, labels, thresholds)),
+        "coverage": coverage_curve(
+            sureness(problem, predictions, thresholds), is_right(problem, predictions, labels, thresholds)
+        ),
     }
     if problem == "multi_label_classification":
         return details
@@ -48,12 +54,13 @@ def evaluation_details(problem: str, predictions: "np.ndarray", labels: "np.ndar
     return {"confusion_matrix": confusion_matrix(labels, predictions.argmax(axis=1), labels=shape).tolist(), **details}
 
 
-def decisions(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+def decisions(
+    problem: str, predictions: "np.ndarray", labels: "np.ndarray", thresholds: "np.ndarray | None" = None
+) -> tuple["np.ndarray", "np.ndarray"]:
     """Give confidence and rightness of each answer, of several labels of each decision for or against one."""
-    import numpy as np
-
     if problem == "multi_label_classification":
-        return np.maximum(predictions, 1 - predictions).ravel(), ((predictions >= 0.5) == labels).ravel()
+        is_right_each = is_predicted(predictions, thresholds) == labels
+        return confidences(predictions, thresholds).ravel(), is_right_each.ravel()
     return predictions.max(axis=1), predictions.argmax(axis=1) == labels
 
 
@@ -84,11 +91,13 @@ def reliability(confidence: "np.ndarray", correct: "np.ndarray") -> list[dict]:
     ]
 
 
-def calibration_error(problem: str, predictions: "np.ndarray", labels: "np.ndarray") -> float:
+def calibration_error(
+    problem: str, predictions: "np.ndarray", labels: "np.ndarray", thresholds: "np.ndarray | None" = None
+) -> float:
     """Give the expected calibration error: the mean of |accuracy - confidence| over the bins of `reliability`."""
     import numpy as np
 
-    bins = reliability(*decisions(problem, predictions, np.asarray(labels).astype(int)))
+    bins = reliability(*decisions(problem, predictions, np.asarray(labels).astype(int), thresholds))
     num_rows = sum(entry["num_rows"] for entry in bins)
     return sum(abs(entry["accuracy"] - entry["confidence"]) * entry["num_rows"] for entry in bins) / num_rows
 

@@ -45,7 +45,9 @@ def evaluate_retrieval(
         )
     subsets = [(modality,) for modality in config.modalities]
     embedded = embed_rows(model, dataloader, subsets, with_logits=True, accelerator=accelerator, progress=progress)
-    result = retrieval_of_rows(embedded, problem_type(config), dict(config.id2label))
+    # Of several tasks none says which rows belong together.
+    problem = problem_type(config) if getattr(config, "tasks", None) is None else "regression"
+    result = retrieval_of_rows(embedded, problem, dict(config.id2label))
     return {**result, "contrastive_weight": getattr(config, "contrastive_weight", 0.0)}
 
 

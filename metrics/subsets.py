@@ -10,12 +10,13 @@ modality, where the subsets differ in nothing but the subset.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metrics.coverage import is_right, sureness, threshold_for
 from metrics.details import calibration_error, evaluation_details
+from metrics.thresholds import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ METRIC_MODULES = {
     "regression": ("mmfusion_regression", "mae", False),
 }
 
+SCORE = "score"  # of several tasks: the mean of what decides in each, by their weights; higher is better
+
 # Metric -> (heading, how a person reads its value).
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy", "{:.1%}".format),
@@ -38,8 +41,11 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "macro_f1": ("macro F1", "{:.1%}".format),
     "mean_average_precision": ("mAP", "{:.1%}".format),
     "expected_calibration_error": ("ECE", "{:.3f}".format),
+    "rank_mae": ("MAE in ranks", "{:.3f}".format),
+    "quadratic_kappa": ("quadratic kappa", "{:.3f}".format),
     "mae": ("MAE", "{:.4g}".format),
     "pearson_r": ("Pearson r", "{:.3f}".format),
+    SCORE: ("score", "{:.4f}".format),
 }
 
 Subset = tuple[str, ...]
@@ -53,12 +59,14 @@ class Predictions(NamedTuple):
         labels: (rows,) or (rows, labels) as the batches gave them; None where they gave none.
         presence: (rows, 3) bool, columns text, image, audio; True where the row has the modality.
         unimodal: (rows, 3, labels) float64, logits of each modality's own head; None where nobody asked for them.
+        thresholds: (rows, labels) from which probability on a label counts as predicted; None: from 0.5 on.
     """
 
     logits: dict[str, "np.ndarray"]
     labels: "np.ndarray | None"
     presence: "np.ndarray"
     unimodal: "np.ndarray | None" = None
+    thresholds: "np.ndarray | None" = None
 
 
 def modality_subsets(modalities: Iterable[str]) -> list[Subset]:
@@ -121,7 +129,8 @@ def predict_subsets(
     finally:
         for module, training in modes:
             module.training = training
-    return _joined(parts, [subset_name(subset) for subset in subsets])
+    predicted = _joined(parts, [subset_name(subset) for subset in subsets])
+    return with_thresholds(predicted, getattr(bare.config, "thresholds", None))  # that of an older model has no such
 
 
 def _predict_batch(
@@ -179,6 +188,15 @@ def _joined(parts: list[dict], names: list[str]) -> Predictions:
     return Predictions(logits, whole.get("labels"), whole["presence"], whole.get("unimodal"))
 
 
+def with_thresholds(predicted: Predictions, thresholds: "Sequence[float] | None") -> Predictions:
+    """Give the predictions, every row of them decided by these thresholds, one a label; None: 0.5."""
+    import numpy as np
+
+    if thresholds is not None:
+        thresholds = np.tile(np.asarray(thresholds, dtype=float), (len(predicted.presence), 1))
+    return predicted._replace(thresholds=thresholds)
+
+
 def probabilities(problem: str, logits: "np.ndarray") -> "np.ndarray":
     """Give (rows, labels) probabilities of the logits; a regression's logits are its predictions already."""
     from scipy.special import expit, softmax
@@ -196,13 +214,22 @@ def _metric(folder: str):
     return evaluate.load(str(Path(__file__).parent / folder), keep_in_memory=True)
 
 
-def compute_metrics(problem: str, logits: "np.ndarray", labels: "np.ndarray") -> dict[str, float | None]:
+def compute_metrics(
+    problem: str,
+    logits: "np.ndarray",
+    labels: "np.ndarray",
+    thresholds: "np.ndarray | None" = None,
+    *,
+    ordinal: bool = False,
+) -> dict[str, float | None]:
     """Give the metrics of a problem type for the logits of some rows.
 
     Args:
         problem: a key of `METRIC_MODULES`.
         logits: (rows, labels).
         labels: (rows,) class numbers; (rows, labels) 0 or 1; or (rows,) or (rows, labels) numbers for a regression.
+        thresholds: of a multi-label model, as for `metrics.thresholds.is_predicted`.
+        ordinal: whether the classes of a single-label model have an order.
 
     Returns:
         Metric name -> value; None where a metric is not defined, never NaN.
@@ -218,10 +245,11 @@ def compute_metrics(problem: str, logits: "np.ndarray", labels: "np.ndarray") ->
     else:
         labels = labels.astype(int)
     module = _metric(METRIC_MODULES[problem][0])
-    metrics = module.compute(predictions=predictions.tolist(), references=labels.tolist())
+    compute = functools.partial(module.compute, predictions=predictions.tolist(), references=labels.tolist())
     if problem == "multi_label_classification":
-        metrics["expected_calibration_error"] = calibration_error(problem, predictions, labels)
-    return metrics
+        metrics = compute(threshold=DEFAULT if thresholds is None else thresholds)
+        return {**metrics, "expected_calibration_error": calibration_error(problem, predictions, labels, thresholds)}
+    return compute(ordinal=ordinal) if problem == "single_label_classification" else compute()
 
 
 def score(metrics: dict[str, float | None]) -> float:
@@ -236,6 +264,8 @@ def score(metrics: dict[str, float | None]) -> float:
 
 def deciding_metric(metrics: dict) -> tuple[str, bool]:
     """Give the metric that decides, by its name, and whether a higher value of it is better."""
+    if SCORE in metrics:
+        return SCORE, True
     return next((name, higher) for _, name, higher in METRIC_MODULES.values() if name in metrics)
 
 
@@ -269,21 +299,31 @@ def measure_subsets(config, predicted: Predictions, target_accuracy: float | Non
         was predicted, what pictures of it need stands beside, over all rows: see `evaluation_details`; and with
         `target_accuracy`, `reject_below`: the point that reaches it, or None.
 
+        Of several tasks `num_rows`, and in `tasks` such a result for each, over the rows that have its label.
+
     Raises:
         ValueError: There are no labels, or the target is one for a regression.
     """
     if predicted.labels is None:
         raise ValueError("the batches of `dataloader` have no `labels`: nothing can be measured without them.")
+    if getattr(config, "tasks", None) is not None:
+        results = {}
+        for name, one, part in of_each_task(config, predicted):
+            target = None if problem_type(one) == "regression" else target_accuracy
+            results[name] = measure_subsets(one, part, target)
+        return {"num_rows": len(predicted.presence), "tasks": results}
     complete, problem = is_complete(config, predicted), problem_type(config)
-    result = {"metrics": _measure(problem, predicted), "num_rows": len(complete)}
+    ordinal = getattr(config, "ordinal", False)  # that of an older model has no such
+    result = {"metrics": _measure(problem, predicted, ordinal), "num_rows": len(complete)}
     if complete.any():
-        metrics = result["metrics"] if complete.all() else _measure(problem, rows_of(predicted, complete))
+        metrics = result["metrics"] if complete.all() else _measure(problem, rows_of(predicted, complete), ordinal)
         result["complete_rows"] = {"num_rows": int(complete.sum()), "metrics": metrics}
     if (everything := subset_name(config.modalities)) in predicted.logits:
-        shown = probabilities(problem, predicted.logits[everything])
-        result |= evaluation_details(problem, shown, predicted.labels)
+        shown, thresholds = probabilities(problem, predicted.logits[everything]), predicted.thresholds
+        result |= evaluation_details(problem, shown, predicted.labels, thresholds)
         if target_accuracy is not None:
-            sure, right = sureness(problem, shown), is_right(problem, shown, predicted.labels)
+            sure = sureness(problem, shown, thresholds)
+            right = is_right(problem, shown, predicted.labels, thresholds)
             result["reject_below"] = threshold_for(sure, right, target_accuracy)
     return result
 
@@ -296,16 +336,37 @@ def is_complete(config, predicted: Predictions) -> "np.ndarray":
 def rows_of(predicted: Predictions, chosen: "np.ndarray") -> Predictions:
     """Give the predictions of some rows, chosen by number or by True and False."""
     logits = {name: values[chosen] for name, values in predicted.logits.items()}
-    unimodal = None if predicted.unimodal is None else predicted.unimodal[chosen]
-    return Predictions(logits, predicted.labels[chosen], predicted.presence[chosen], unimodal)
+    unimodal, thresholds = (
+        None if values is None else values[chosen] for values in (predicted.unimodal, predicted.thresholds)
+    )
+    return Predictions(logits, predicted.labels[chosen], predicted.presence[chosen], unimodal, thresholds)
 
 
-def _measure(problem: str, predicted: Predictions) -> dict[str, dict]:
+def of_each_task(config, predicted: Predictions) -> Iterator[tuple[str, Any, Predictions]]:
+    """Give name, configuration and predictions of each task that some rows have a label of: of these rows."""
+    import numpy as np
+
+    for task in config.each_task():
+        labels = predicted.labels[:, task.labels]
+        is_labelled = ~np.isnan(labels).any(axis=1)
+        if not is_labelled.any():
+            continue
+        if problem_type(task.config) == "single_label_classification":
+            labels = np.where(is_labelled, labels[:, 0], -1).astype(int)
+        logits = {name: values[:, task.outputs] for name, values in predicted.logits.items()}
+        unimodal = None if predicted.unimodal is None else predicted.unimodal[..., task.outputs]
+        part = rows_of(Predictions(logits, labels, predicted.presence, unimodal), is_labelled)
+        yield task.name, task.config, with_thresholds(part, task.config.thresholds)
+
+
+def _measure(problem: str, predicted: Predictions, ordinal: bool) -> dict[str, dict]:
     """Give subset name -> metrics and the number of rows that have some of its modalities."""
     table = {}
     for name in predicted.logits:
         columns = [MODALITIES.index(member) for member in name.split("+")]
-        table[name] = compute_metrics(problem, predicted.logits[name], predicted.labels)
+        table[name] = compute_metrics(
+            problem, predicted.logits[name], predicted.labels, predicted.thresholds, ordinal=ordinal
+        )
         table[name]["num_rows_with_input"] = int(predicted.presence[:, columns].any(axis=1).sum())
     return table
 

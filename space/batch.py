@@ -73,6 +73,7 @@ class ModelFacts:
     modalities: Sequence[str]
     labels: Sequence[str]
     problem_type: str
+    thresholds: Mapping[str, float] | None = None
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -248,7 +249,9 @@ class Batch:
         scores = [{entry["label"]: entry["score"] for entry in answers[index].ranked} for index in answered]
         scores = np.array([[by_label[name] for name in labels] for by_label in scores]).reshape(-1, len(labels))
         columns: dict[str, list] = {}
-        for name, values in prediction_columns(self.model.problem_type, self.model.id2label, scores).items():
+        model = self.model
+        found = prediction_columns(model.problem_type, model.id2label, scores, model.thresholds)
+        for name, values in found.items():
             columns[name] = [None] * len(answers)
             for index, value in zip(answered, values, strict=True):
                 columns[name][index] = value

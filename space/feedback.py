@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cli.files import replacing, write_json
-from cli.scored import MULTI_LABEL_THRESHOLD
+from cli.scored import predicted_labels
 from space.errors import BadInput, Refusal
 from space.inputs import shown
 from space.redaction import masker
@@ -56,6 +56,7 @@ class FeedbackStore:
         folder: made if it is not there.
         labels: names of the model's labels, in its order.
         problem_type: of the model; a folder holds one kind.
+        thresholds: of a multi-label model, as `cli.scored.label_thresholds` gives them.
         model: what the answers come from, as stored with every row.
         revision: its commit; None: not known.
         keep_media: whether pictures and sounds are stored of those who agree to it.
@@ -78,6 +79,7 @@ class FeedbackStore:
         *,
         labels: Sequence[str],
         problem_type: str,
+        thresholds: Mapping[str, float] | None = None,
         model: str,
         revision: str | None = None,
         keep_media: bool = True,
@@ -89,7 +91,7 @@ class FeedbackStore:
         allow_public: bool = False,
     ):
         self.folder = Path(folder).expanduser().resolve()
-        self.labels, self.problem_type = list(labels), problem_type
+        self.labels, self.problem_type, self.thresholds = list(labels), problem_type, thresholds
         self.model, self.revision = model, revision
         self.keep_media, self.quota = keep_media, quota or Quota()
         self._stored_text = masker(mask_text)
@@ -176,7 +178,7 @@ class FeedbackStore:
             values = [scores[label] for label in self.labels]
             return (values[0] if len(values) == 1 else values), None
         if self.problem_type == "multi_label_classification":
-            chosen = [label for label in self.labels if scores[label] >= MULTI_LABEL_THRESHOLD]
+            chosen = predicted_labels({label: scores[label] for label in self.labels}, self.thresholds)
             return chosen, [scores[label] for label in chosen]
         best = max(scores, key=scores.get)
         return best, scores[best]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cli.scored import label_thresholds
 from space.options import Options
 from space.tasks import can_explain
 
@@ -22,8 +23,11 @@ def model_info(pipeline, options: Options, name: str) -> dict[str, Any]:
         "id": Path(name).resolve().name if is_folder else name,
         "revision": None if is_folder else getattr(config, "_commit_hash", None) or options.revision,
         "modalities": list(processor.modalities),
+        "task": getattr(pipeline, "task_name", None),  # the pipeline of an older model has none
+        "tasks": list(getattr(pipeline, "task_names", ())),
         "labels": [config.id2label[index] for index in sorted(config.id2label)],
         "problem_type": problem_type(config),
+        "thresholds": label_thresholds(config),
         "can_explain": can_explain(pipeline),
         "limits": {
             "max_body_bytes": options.max_body_bytes,
@@ -34,7 +38,7 @@ def model_info(pipeline, options: Options, name: str) -> dict[str, Any]:
             "max_rows": options.max_rows,
             "timeout_seconds": options.timeout_seconds,
         },
-        "metrics": read_metrics(name, options.revision),
+        "metrics": read_metrics(name, options.revision, getattr(pipeline, "task_name", None)),
     }
 
 
@@ -45,8 +49,8 @@ def problem_type(config) -> str:
     return "regression" if config.num_labels == 1 else "single_label_classification"
 
 
-def read_metrics(name: str, revision: str | None) -> dict[str, Any] | None:
-    """Give the metrics of each subset from the model's `metrics.json`; None where there is none."""
+def read_metrics(name: str, revision: str | None, task: str | None = None) -> dict[str, Any] | None:
+    """Give the metrics of each subset, of one task, from the model's `metrics.json`; None where there is none."""
     from transformers.utils import cached_file
 
     path = cached_file(
@@ -56,4 +60,5 @@ def read_metrics(name: str, revision: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = content if task is None else content["tasks"][task]
     return {"num_rows": content.get("num_rows"), "subsets": content.get("metrics")}

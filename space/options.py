@@ -21,6 +21,7 @@ class Options:
 
     model: str | None = None
     revision: str | None = None
+    task: str | None = None
     device: str = "auto"
     host: str = "127.0.0.1"
     port: int = 7860
@@ -80,6 +81,7 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("model", None, help="folder that train.py wrote, or Hub id; the code in it is run; default: a small model, "
         "trained on the demo set at the first start")  # fmt: skip
     add("revision", None, help="commit, tag or branch on the Hub; default: the newest")
+    add("task", None, help="of a model with several tasks the one to answer; default: the first")
     add("device", "auto", choices=DEVICES, help="where to run; default: auto, a GPU where there is one")
     add("host", "0.0.0.0" if on_space else "127.0.0.1", also="GRADIO_SERVER_NAME",
         help="address to listen at, 0.0.0.0 for all; default: 127.0.0.1, on a Space 0.0.0.0")  # fmt: skip

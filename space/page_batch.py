@@ -39,7 +39,7 @@ class BatchTab:
 
     def __init__(self, service: Service, options: Options, info: dict[str, Any], words: Words):
         self.service, self.options, self.info, self.words = service, options, info, words
-        self.facts = ModelFacts(info["modalities"], info["labels"], info["problem_type"])
+        self.facts = ModelFacts(info["modalities"], info["labels"], info["problem_type"], info["thresholds"])
         self.limits = BatchLimits(max_rows=options.max_table_rows, max_shown_rows=NUM_SHOWN_ROWS)
         self.folder: Path | None = None
         self.running: dict[str, threading.Event] = {}

@@ -5,6 +5,7 @@ links, so that the page asks nobody else for anything; those that lie beside the
 """
 
 import base64
+import html
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ class ModelTab:
         self.card, self.info, self.words = card, info, words
 
     def build(self) -> None:
+        if self.info["task"] is not None:
+            self.words.html(self._task, elem_id="task", elem_classes="mm-card")
         self.words.html(
             lambda language: subsets_view(language, self.info["metrics"]), elem_id="subset-table",
             elem_classes="mm-card",
@@ -47,6 +50,10 @@ class ModelTab:
         card = gr.Markdown(self._text("en"), elem_id="model-card", elem_classes="mm-card", latex_delimiters=[])
         if self.card is None:
             self.words.follow(card, lambda language: {"value": self._text(language)})
+
+    def _task(self, language: str) -> str:
+        told = tell(language, "card.task", names=", ".join(self.info["tasks"]), task=self.info["task"])
+        return f"<p>{html.escape(told)}</p>"
 
     def _text(self, language: str) -> str:
         """Give the card, or what is known of a model without one."""

@@ -86,7 +86,7 @@ class TryTab:
 
     def _build_answer(self) -> None:
         self.answer = self.words.html(
-            lambda language: answer_panel(Visit(language), self.info["problem_type"]), elem_id="answer",
+            lambda language: answer_panel(Visit(language), self.info), elem_id="answer",
             elem_classes="mm-card", padding=False,
         )  # fmt: skip
         self.disagreement = gr.HTML("", elem_id="disagreement")
@@ -232,7 +232,7 @@ class TryTab:
 
     def on_switch(self, visit: Visit, *is_on: bool) -> str:
         visit.off = {name for name, on in zip(MODALITIES, is_on, strict=True) if not on}
-        return answer_panel(visit, self.info["problem_type"])
+        return answer_panel(visit, self.info)
 
     def on_clear(self, visit: Visit) -> dict:
         visit.begin({})
@@ -248,7 +248,7 @@ class TryTab:
         """Give all panels as the visit is now."""
         told = shares_panels(visit) | detail_panels(visit)
         return {
-            self.answer: answer_panel(visit, self.info["problem_type"]),
+            self.answer: answer_panel(visit, self.info),
             self.disagreement: told["disagreement"],
             self.contributions: told["contributions"],
             self.alone: told["alone"],

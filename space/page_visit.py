@@ -6,6 +6,7 @@ about the answer that was really given.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,19 +80,20 @@ class Visit:
 # -- what the page shows of it ----------------------------------------------------------------------------------------
 
 
-def answer_panel(visit: Visit, problem_type: str) -> str:
-    """Give the answer from what is turned on, looked up among the answers of all subsets."""
+def answer_panel(visit: Visit, info: Mapping[str, Any]) -> str:
+    """Give the answer from what is turned on, looked up among the answers of all subsets; `info`: of the model."""
     if visit.refusal is not None:
         return views.refusal_view(visit.language, visit.refusal[visit.language])
     if visit.ranked is None:
         return views.heading(2, visit.tell("answer")) + views.note(visit.tell("answer.empty"))
     without = [name for name in visit.present if name in visit.off]
+    meaning = {"problem_type": info["problem_type"], "thresholds": info["thresholds"], "without": without}
     if not without:
-        return views.answer_view(visit.language, visit.ranked, problem_type)
+        return views.answer_view(visit.language, visit.ranked, **meaning)
     kept = "+".join(name for name in visit.present if name not in visit.off)
     if not kept:
         return nothing_panel(visit)
-    return views.answer_view(visit.language, visit.explanation["subsets"][kept], problem_type, without)
+    return views.answer_view(visit.language, visit.explanation["subsets"][kept], **meaning)
 
 
 def nothing_panel(visit: Visit) -> str:

@@ -67,8 +67,13 @@ class ModelInfo(BaseModel):
     id: str
     revision: str | None = Field(description="commit on the Hub; null for a local folder")
     modalities: list[str]
+    task: str | None = Field(description="of a model with several tasks the one that is answered here; else null")
+    tasks: list[str] = Field(description="all tasks of such a model; else empty")
     labels: list[str]
     problem_type: str
+    thresholds: dict[str, float] | None = Field(
+        description="of a multi-label model: the probability from which on each label is predicted; null: 0.5"
+    )
     can_explain: bool
     limits: Limits
     metrics: dict[str, Any] | None = Field(

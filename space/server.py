@@ -72,8 +72,9 @@ def make_store(options: Options, info: dict[str, Any]) -> FeedbackStore | None:
     if options.feedback_folder is None:
         return None
     return FeedbackStore(
-        options.feedback_folder, labels=info["labels"], problem_type=info["problem_type"], model=info["id"],
-        revision=info["revision"], keep_media=options.feedback_media, mask_text=options.mask_feedback,
+        options.feedback_folder, labels=info["labels"], problem_type=info["problem_type"],
+        thresholds=info["thresholds"], model=info["id"], revision=info["revision"],
+        keep_media=options.feedback_media, mask_text=options.mask_feedback,
         hub_dataset=options.feedback_dataset,
     )  # fmt: skip
 

@@ -101,7 +101,7 @@ def warm_up_sample(processor) -> Sample:
     sample = {
         "text": "warm up",
         "image": Image.new("RGB", (32, 32)),
-        "audio": {"array": np.zeros(rate // 4, np.float32), "sampling_rate": rate},
+        "audio": {"array": np.zeros(max(1, rate // 4), np.float32), "sampling_rate": rate},
     }
     return {name: sample[name] for name in processor.modalities}
 

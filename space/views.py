@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from cli.scored import predicted_labels
 from space.texts import TEXTS, tell
 
 MAX_RANKS = 8
 MAX_STRONGEST = 3
-MULTI_LABEL_THRESHOLD = 0.5  # from this probability on, a label of a multi-label model counts as given
 # name in `metrics.json`: (name on the page, how it is written)
 METRICS = {
     "accuracy": ("Accuracy", "{:.1%}"),
@@ -21,6 +21,8 @@ METRICS = {
     "macro_f1": ("Macro F1", "{:.1%}"),
     "mean_average_precision": ("mAP", "{:.1%}"),
     "expected_calibration_error": ("Calibration error", "{:.3f}"),
+    "rank_mae": ("Mean absolute error in ranks", "{:.3f}"),
+    "quadratic_kappa": ("Quadratic kappa", "{:.3f}"),
     "mae": ("Mean absolute error", "{:.4g}"),
     "pearson_r": ("Pearson r", "{:.3f}"),
 }
@@ -55,7 +57,11 @@ def note(text: str, kind: str = "note") -> str:
 
 
 def answer_view(
-    language: str, ranked: Sequence[Mapping[str, Any]], problem_type: str, without: Sequence[str] = ()
+    language: str,
+    ranked: Sequence[Mapping[str, Any]],
+    problem_type: str,
+    without: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
 ) -> str:
     """Give the ranked labels with their confidence.
 
@@ -64,12 +70,13 @@ def answer_view(
         ranked: labels with scores, best first.
         problem_type: of the model.
         without: modalities that were turned off.
+        thresholds: of a multi-label model, as `cli.scored.label_thresholds` gives them.
     """
     if problem_type == "regression":
         rows = "".join(f"<li><b>{safe(e['label'])}</b> {e['score']:.4g}</li>" for e in ranked)
         body = f'<ul class="mm-numbers">{rows}</ul>'
     else:
-        body = best_line(language, ranked, problem_type) + ranks(language, ranked)
+        body = best_line(language, ranked, problem_type, thresholds) + ranks(language, ranked)
     return heading(2, tell(language, "answer")) + without_note(language, without) + body
 
 
@@ -80,11 +87,17 @@ def without_note(language: str, without: Sequence[str]) -> str:
     return note(tell(language, "answer.without", names=names), "without")
 
 
-def best_line(language: str, ranked: Sequence[Mapping[str, Any]], problem_type: str) -> str:
+def best_line(
+    language: str,
+    ranked: Sequence[Mapping[str, Any]],
+    problem_type: str,
+    thresholds: Mapping[str, float] | None = None,
+) -> str:
     """Give the answer in large letters; of a multi-label model all labels that fit."""
     best = list(ranked[:1])
     if problem_type == "multi_label_classification":
-        best = [entry for entry in ranked if entry["score"] >= MULTI_LABEL_THRESHOLD]
+        fitting = predicted_labels({entry["label"]: entry["score"] for entry in ranked}, thresholds)
+        best = [entry for entry in ranked if entry["label"] in fitting]
     if not best:
         return f'<p class="mm-best">{safe(tell(language, "answer.none_fits"))}</p>'
     names = " ".join(f"<strong>{safe(e['label'])}</strong> <span>{percent(e['score'])}</span>" for e in best)

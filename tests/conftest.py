@@ -12,6 +12,8 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmfusion-tests-")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from train_forks import Forks
 from transformers import BertConfig, HubertConfig, ResNetConfig, ViTConfig, Wav2Vec2Config, set_seed
 
 from configuration_mmfusion import MMFusionConfig
@@ -140,3 +142,21 @@ def published(tmp_path_factory):
 
     table = make_table(tmp_path_factory.mktemp("rows"))
     return make_publishable(tmp_path_factory.mktemp("models") / "animals", table)
+
+
+def fresh():
+    """Forget what `accelerate` keeps, one state a process: the next training starts as in a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    fresh()
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Starts trainings without the seconds that importing takes in each."""
+    with Forks() as forks:
+        yield forks

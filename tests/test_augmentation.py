@@ -8,8 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from conftest import make_inputs, make_model, model_config
+from conftest import fresh, make_inputs, make_model, model_config
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
@@ -34,13 +33,6 @@ from training.objective import Adversarial, Objective, make_objective
 from training.towers import make_towers
 from training.views import training_view
 from training.workers import WatchedRows
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +421,7 @@ def test_flags_that_would_change_nothing_are_refused(flags, message, capsys):
 
 def run(folder, output_dir, *flags):
     """Train on everything for two short epochs; the exit code."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh()
     files = ["--train_file", folder / "train.csv", "--validation_file", folder / "validation.csv"]
     sizes = ["--image_size", 16, "--sampling_rate", 8000, "--fusion_hidden_size", 32, "--max_train_samples", 24]
     argv = [*files, *sizes, "--per_device_train_batch_size", 6, "--num_train_epochs", 2, "--output_dir", output_dir]
@@ -444,7 +436,7 @@ def weights_of(folder):
 def unbroken(folder, tmp_path_factory):
     """The weights of a run with every kind of change."""
     output_dir = tmp_path_factory.mktemp("unbroken") / "m"
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh()
     assert run(folder, output_dir, *ALL, "--fgm_epsilon", 0.5) == 0
     return weights_of(output_dir)
 

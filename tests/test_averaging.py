@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from conftest import make_model, model_config, resnet_config, text_config, vit_config
+from conftest import fresh, make_model, model_config, resnet_config, text_config, vit_config
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from test_checkpoints import are_equal, end_at, write_table
-from train_forks import Forks
 from transformers import ConvNextConfig
 
 import train
@@ -33,17 +31,6 @@ from training.towers import Towers
 
 TEXT_ONLY = ["--image_column", "none", "--audio_column", "none", "--fusion_hidden_size", "32"]
 AVERAGED = ["--ema_decay", 0.9, "--soup", 2]
-
-
-def fresh():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    fresh()
 
 
 @pytest.fixture
@@ -440,12 +427,6 @@ def test_another_average_is_another_run(texts, tmp_path, monkeypatch, capsys):
 
 
 # -- killed
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,9 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from conftest import CONFIGS, make_model
+from conftest import CONFIGS, fresh, make_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from train_forks import Forks
 from transformers import BertTokenizer, ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 import train
@@ -36,23 +34,6 @@ from training.features_store import FeatureStore
 
 FROZEN = ["--text_learning_rate", 0, "--image_learning_rate", 0, "--audio_learning_rate", 0]
 KINDS = ("text", "image", "audio")
-
-
-def fresh():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    fresh()
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")

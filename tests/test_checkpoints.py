@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from conftest import fresh
 from filelock import FileLock
 from safetensors.torch import load_file
-from train_forks import Forks
 
 import train
 from data import demo
@@ -29,19 +28,6 @@ from training.resuming import Progress
 ROOT = Path(train.__file__).parent
 NUM_STEPS = 12  # three epochs of four steps
 TEXT_ONLY = ["--image_column", "none", "--audio_column", "none", "--fusion_hidden_size", "32"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,8 @@ def flags(tmp_path_factory):
         "--fusion_hidden_size",
         32,
     ]
-    return [*files, *sizes, "--num_train_epochs", 3, "--logging_steps", 1, "--mask_feature_prob", 0.1]
+    learning = ["--mask_feature_prob", 0.1, "--modality_dropout_ramp", 0.5]
+    return [*files, *sizes, "--num_train_epochs", 3, "--logging_steps", 1, *learning]
 
 
 @pytest.fixture(scope="module")
@@ -301,11 +288,6 @@ def cut(texts, tmp_path, monkeypatch, capsys):
     assert [path.name for path in CheckpointFolder(folder).folders()] == [f"step-0000000{i}" for i in (4, 6, 7)]
     fresh()
     return folder
-
-
-def fresh():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def says(flags, folder, capsys, *more):

@@ -50,8 +50,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(demo, tmp_pa
 
 
 def test_splits_share_no_picture_source_and_no_row(demo):
-    _, digits = data.demo._handwriting()
-    sources = data.demo._split_pictures(digits, seed=5)
+    _, digits = data.demo.handwriting()
+    sources = data.demo.split_pictures(digits, seed=5)
     assert sorted(np.concatenate(list(sources.values()))) == list(range(1797))
     assert all({*digits[part]} == set(range(10)) for part in sources.values())
     by_split = tables(demo)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, GradientState
-from conftest import make_inputs, make_model, model_config, vit_config
+from conftest import fresh, make_inputs, make_model, model_config, vit_config
 from safetensors.torch import load_file
 from test_distributed import FSDP, difference, steps_of, trained
 from test_distributed import flags as one_sided  # noqa: F401
@@ -27,13 +26,6 @@ from training.towers import make_towers
 from training.views import training_view
 
 LABELS = LabelMap("single_label_classification", ("cat", "dog", "owl"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 WORDS = {"cat": ("purrs", "meows", "scratches"), "dog": ("barks", "fetches", "growls"), "owl": ("hoots", "glides")}
@@ -56,7 +48,7 @@ def rows(tmp_path_factory):
 
 def run(rows, folder, *flags, train_file="train.csv"):
     """Train on text alone; the exit code."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh()
     files = ["--train_file", rows / train_file, "--validation_file", rows / "validation.csv"]
     argv = [*files, "--fusion_hidden_size", 32, "--vocab_size", 200, "--output_dir", folder, *flags]
     return train.main([str(word) for word in argv])

@@ -27,7 +27,6 @@ from local_hub import running_hub
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
-from train_forks import Forks
 from transformers import (
     BertModel,
     BertTokenizerFast,
@@ -49,12 +48,6 @@ NUM_ROWS, BATCH = 34, 4  # two times four batches of four, and a last one of two
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "high", "sound", "of", "the", "sea"]
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as forks:
-        yield forks
 
 
 def png(level):

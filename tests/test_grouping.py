@@ -14,7 +14,8 @@ import pytest
 import soundfile
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from test_checkpoints import are_equal, end_at, fresh, run, weights_of
+from conftest import fresh
+from test_checkpoints import are_equal, end_at, run, weights_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedTokenizerFast, Wav2Vec2FeatureExtractor

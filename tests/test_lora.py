@@ -9,8 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from conftest import CONFIGS, audio_config, make_inputs, make_model, model_config
+from conftest import CONFIGS, audio_config, fresh, make_inputs, make_model, model_config
 from local_hub import LocalHub
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
@@ -29,13 +28,6 @@ from training.optimization import tower_learning_rate
 
 ALL = ("text", "image", "audio")
 STEPS = ["--num_train_epochs", 2, "--per_device_train_batch_size", 4, "--max_train_samples", 8]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +58,7 @@ def tables(work):
 
 def run(folder, *flags):
     """Train into `folder`; the exit code."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh()
     # An adapter knows of no temperatures.
     return train.main([*map(str, flags), "--no-calibrate", "--output_dir", str(folder)])
 

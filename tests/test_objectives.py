@@ -32,7 +32,8 @@ CASES = {
 
 
 def settings(problem_type=None, **kwargs):
-    chosen = {"problem_type": problem_type, "label_smoothing": 0.0, "class_weights": None, "num_labels": 3, **kwargs}
+    chosen = {"problem_type": problem_type, "label_smoothing": 0.0, "class_weights": None, "num_labels": 3,
+              "ordinal": False, "tasks": None, **kwargs}  # fmt: skip
     return SimpleNamespace(**chosen)
 
 

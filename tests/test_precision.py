@@ -13,9 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from conftest import make_inputs, make_model
+from conftest import fresh, make_inputs, make_model
 from test_checkpoints import LATEST, ROOT, TEXT_ONLY, are_equal, end_at, lines_of, run, says, weights_of, write_table
 
 from training import batch_size, loop, objective, optimization
@@ -25,18 +24,6 @@ from training.checkpoints import CheckpointFolder
 from training.precision import compile_blocks, has_fused_kernel, has_room
 
 UNIT = 8  # rows a step
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def again():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture
@@ -136,13 +123,13 @@ def test_only_a_scale_that_can_be_lowered_is_to_blame():
 def test_a_float16_run_goes_on_with_the_scale_where_it_was(texts, tmp_path, monkeypatch):
     scale_by(monkeypatch, 2.0**18, growth_interval=2)
     assert run(texts, tmp_path / "whole", *HALF) == 0
-    again()
+    fresh()
     with monkeypatch.context() as patch:
         end_at(patch, 4)
         assert run(texts, tmp_path / "m", *HALF, "--checkpointing_steps", 9) == 143
     saved = CheckpointFolder(tmp_path / "m-checkpoints").newest()[0].state()["scaler"]
     assert saved["scale"] != 2.0**18 and saved["growth_interval"] == 2
-    again()
+    fresh()
     assert run(texts, tmp_path / "m", *HALF, "--checkpointing_steps", 9, *LATEST) == 0
     assert are_equal(weights_of(tmp_path / "m"), weights_of(tmp_path / "whole"))
     assert training_of(tmp_path / "m")["num_overflows"] == training_of(tmp_path / "whole")["num_overflows"] > 0
@@ -173,7 +160,7 @@ def test_accumulated_steps_are_those_of_one_large_batch_the_short_last_one_too(
     """21 rows are 8, 8 and 5: of four rows a batch, the third step has one batch of four and one of a single row."""
     monkeypatch.setattr(loop, "set_training_mode", lambda model: model.eval())  # no dropout
     assert run(texts, tmp_path / "whole") == 0
-    again()
+    fresh()
     sizes = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
     assert run(texts, tmp_path / "m", *sizes) == 0
     pairs = list(zip(steps_of(tmp_path / "whole"), steps_of(tmp_path / "m"), strict=True))
@@ -250,12 +237,12 @@ def test_a_run_that_goes_on_takes_the_size_that_was_found(texts, tmp_path, monke
         end_at(patch, 4)
         assert run(flags, tmp_path / "m") == 143
     assert "taken are --per_device_train_batch_size 4 --gradient_accumulation_steps 2" in capsys.readouterr().out
-    again()
+    fresh()
     assert "--per_device_train_batch_size was 4 and is 6" in says(
         flags, tmp_path / "m", capsys, "--per_device_train_batch_size", 6, *LATEST
     )
     assert run(flags, tmp_path / "m", *LATEST) == 0, "not tried again"
-    again()
+    fresh()
     sizes = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
     assert run(texts, tmp_path / "whole", *sizes) == 0
     assert are_equal(weights_of(tmp_path / "m"), weights_of(tmp_path / "whole"))
@@ -277,7 +264,7 @@ def too_large(monkeypatch, size):
 def test_a_size_that_fits_at_once_leaves_no_trace(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "m", "--auto_find_batch_size") == 0
     assert "batches of 8 rows fit into memory\n" in capsys.readouterr().out
-    again()
+    fresh()
     assert run(texts, tmp_path / "whole") == 0
     assert are_equal(weights_of(tmp_path / "m"), weights_of(tmp_path / "whole"))
 
@@ -410,7 +397,7 @@ def test_a_compiled_run_ends_with_a_plain_folder_and_the_numbers_of_an_eager_one
     assert run(flags, tmp_path / "m", "--torch_compile", "--torch_compile_backend", "aot_eager", "--seed", 3) == 0
     assert not [name for name in weights_of(tmp_path / "m") if "_orig_mod" in name]
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "m", trust_remote_code=True)
-    again()
+    fresh()
     assert run(flags, tmp_path / "eager", "--seed", 3) == 0
     first, second = weights_of(tmp_path / "m"), weights_of(tmp_path / "eager")
     assert first.keys() == second.keys()
@@ -425,7 +412,7 @@ def test_inductor_trains_compiles_few_graphs_and_goes_on(texts, tmp_path, monkey
     with monkeypatch.context() as patch:
         end_at(patch, 4)
         assert run(flags, tmp_path / "m") == 143
-    again()
+    fresh()
     assert run(flags, tmp_path / "m", *LATEST) == 0
     assert 0 < counters["stats"]["unique_graphs"] < 32
 

@@ -12,24 +12,37 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    """Every `python SCRIPT …` in the README's shell blocks and in the Makefile, on one line each, without comments."""
-    blocks = [*re.findall(r"```bash\n(.*?)```", README, re.DOTALL), (ROOT / "Makefile").read_text(encoding="utf-8")]
-    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
+def shell(text: str) -> str:
+    """The shell blocks of a document, each command on one line."""
+    return re.sub(r"\\\n\s*", " ", "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)))
+
+
+def commands(lines: str) -> list[str]:
+    """Every `python SCRIPT …`, on one line each, without comments."""
     verbs = "train|tune|evaluation|predict|search|push_to_hub|app"
-    found = [re.search(rf"(?:python|\$\(PY\)) ((?:{verbs}|benchmarks/\w+)\.py .*)", line) for line in lines]
+    found = [
+        re.search(rf"(?:python|\$\(PY\)) ((?:{verbs}|benchmarks/\w+)\.py .*)", line) for line in lines.splitlines()
+    ]
     return [re.sub(r"\s#.*", "", match[1]) for match in found if match]
 
 
-@pytest.mark.parametrize("command", commands())
+MAKEFILE = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", [*commands(shell(README)), *commands(MAKEFILE)])
 def test_a_command_of_the_readme_has_flags_that_exist(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no output folder of a run stands in the way
+    assert parsed(command)
+
+
+def parsed(command: str):
+    """What a script makes of a command's flags, with `value` in place of variables of the shell."""
     script, *arguments = shlex.split(re.sub(r"\$\$?\([^)]*\)|\$\w+|\$@", "value", command).replace(") |", "|"))
     arguments = list(itertools.takewhile(lambda word: word not in ("|", ">"), arguments))
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     texts = {"description": "", "epilog": ""} if script == "train.py" else {}
     read = module.parse_options if script == "app.py" else module.parse_args
-    assert read([word for word in arguments if word != "…"], **texts)
+    return read([word for word in arguments if word != "…"], **texts)
 
 
 def test_the_files_that_the_readme_lists_are_there():

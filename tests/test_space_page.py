@@ -25,7 +25,7 @@ from space.model_info import model_info
 from space.options import Options, parse_options
 from space.page import Page, named_answer
 from space.page_examples import CELLS, DIGITS, STATIC, Examples
-from space.page_model import fit_card, plain, read_card
+from space.page_model import ModelTab, fit_card, plain, read_card
 from space.page_visit import Visit, answer_panel, detail_panels, shares_panels
 from space.service import Service
 
@@ -334,10 +334,11 @@ def test_settings_of_feedback_come_from_flags_and_variables(capsys):
 def test_a_switch_shows_what_the_subset_says():
     visit = Visit(ranked=explanation()["subsets"]["text"], explanation=explanation())
     visit.off = {"text"}
-    told = Read(answer_panel(visit, "single_label_classification")).text
+    told = Read(answer_panel(visit, {"problem_type": "single_label_classification", "thresholds": None})).text
     assert "Without text" in told and told.index("bee") < told.index(EVIL)
     visit.off = {"text", "image", "audio"}
-    assert f"With nothing given, the model would give “{EVIL}” 50.0%" in Read(answer_panel(visit, "regression")).text
+    told = Read(answer_panel(visit, {"problem_type": "regression", "thresholds": None})).text
+    assert f"With nothing given, the model would give “{EVIL}” 50.0%" in told
 
 
 def test_panels_say_what_is_being_waited_for():
@@ -639,3 +640,11 @@ def test_models_of_all_problems_have_a_page(tmp_path, problem, right, stored):
         assert stored in (tmp_path / "kept/metadata.jsonl").read_text()
 
     on_page(make_pipeline(problem_type=problem), scenario, feedback=tmp_path / "kept")
+
+
+def test_the_page_says_which_of_several_tasks_it_answers():
+    tab = ModelTab(None, {"task": "<stars>", "tasks": ["mood", "<stars>"]}, None)
+    assert tab._task("en") == (
+        "<p>This model has several tasks (mood, &lt;stars&gt;). This page answers for “&lt;stars&gt;”.</p>"
+    )
+    assert "mood" in tab._task("zh")

@@ -15,7 +15,6 @@ from unittest import mock
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from datasets import ClassLabel, Features, Image, List, Value
 from hub_here import datasets_online, picture, push, push_arrow, push_tables, write_rows
 from local_hub import running_hub
@@ -318,14 +317,8 @@ def test_a_stream_of_unknown_length_needs_the_number_of_steps(api, tmp_path):
 # --- From the flags of train.py to rows
 
 
-@pytest.fixture
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_loader_of_a_stream_is_left_as_it_is_and_reorders_each_epoch(api, fresh_accelerator, workers):
+def test_the_loader_of_a_stream_is_left_as_it_is_and_reorders_each_epoch(api, workers):
     only_text = ["--image_column", "none", "--audio_column", "none", "--on_bad_cell", "drop"]
     flags = ["--dataset_name", "alice/both", "--streaming", "--num_workers", workers, *only_text]
     args, accelerator = args_of(*flags, "--per_device_train_batch_size", 16), Accelerator(cpu=True)

@@ -19,10 +19,9 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
-from conftest import audio_config, resnet_config, text_config, vit_config
+from conftest import audio_config, fresh, resnet_config, text_config, vit_config
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -49,13 +48,6 @@ TWO_STEPS = ["--image_size", "32", "--per_device_train_batch_size", "8", "--max_
 TEXT_ONLY = ["--image_column", "none", "--audio_column", "none", "--fusion_hidden_size", "32"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """`accelerate` keeps one state a process; every run here starts as in a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="module")
 def demo_flags(tmp_path_factory):
     folder = demo.make_demo(tmp_path_factory.mktemp("demo") / "demo", num_rows=100)
@@ -65,7 +57,7 @@ def demo_flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(demo_flags, tmp_path_factory):
     """The folder of a short run with everything at its default."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh()
     folder = tmp_path_factory.mktemp("trained") / "model"
     assert train.main([*demo_flags, "--output_dir", str(folder)]) == 0
     return folder
@@ -750,6 +742,10 @@ WRONG_FLAGS = {
     "a width that its heads cannot share": (
         ["--fusion_hidden_size", "10"],
         "is 10: the fusion has 4 heads, give a mu",
+    ),
+    "a ramp to nothing": (
+        ["--modality_dropout", "0", "--modality_dropout_ramp", "0.5"],
+        "--modality_dropout_ramp rises to --modality_dropout, which is 0",
     ),
     "a delimiter of a regression": (
         ["--label_delimiter", ";", "--problem_type", "regression"],

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from conftest import audio_config, make_model, model_config, resnet_config, text_config, vit_config
+from conftest import audio_config, fresh, make_model, model_config, resnet_config, text_config, vit_config
 from transformers import (
     BertModel,
     BertTokenizer,
@@ -266,6 +265,15 @@ def test_the_learning_rate_ends_with_the_run_on_any_number_of_processes(num_proc
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+def test_the_share_of_modalities_left_out_rises_from_the_first_step_on_and_then_stays():
+    model, accelerator = resnet_model(), SimpleNamespace(unwrap_model=lambda model: model)
+    args, shares = args_of("--modality_dropout", "0.4", "--modality_dropout_ramp", "0.5"), []
+    for step in range(8):
+        optimization.set_modality_dropout(args, accelerator, model, step, 8)
+        shares.append(model.modality_dropout)
+    assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4])
+
+
 @pytest.mark.parametrize(("batches", "flags", "expected"), [
     (7, ["--num_train_epochs", "3", "--gradient_accumulation_steps", "2"], 12),
     (7, ["--num_train_epochs", "3", "--max_train_steps", "5"], 5),
@@ -282,8 +290,7 @@ def test_the_number_of_steps_counts_accumulated_ones_and_the_limit(batches, flag
 
 
 def test_weights_are_kept_as_copies_on_the_cpu():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh()
     model = torch.nn.Linear(2, 2)
     kept = loop.weights_on_cpu(Accelerator(cpu=True), model)
     before = kept["weight"].clone()

@@ -299,7 +299,7 @@ def finish_adapter(args, accelerator, model, save: Callable[[Path, dict], None])
         folder = beside(args.output_dir, "adapter")
         adapter.save(folder, adapter_card(args, model.config, adapter.config))
         size = sum(tensor.numel() for tensor in adapter.tensors.values()) / 1e6
-        options = _base_options(args, adapter.config, num_labels=model.config.num_labels)
+        options = _base_options(args, adapter.config, model.config, num_labels=model.config.num_labels)
         code = textwrap.indent(loading_code(str(base), str(folder), options), "  ")
         print(f"the adapter ({size:.2f} M parameters) is in {folder}; load it with\n{code}")
     adapter.merge()
@@ -320,11 +320,25 @@ def loading_code(base: str, adapter: str, options: dict) -> str:
     )
 
 
-def _base_options(args, config, **labels) -> dict:
-    """What loads the base as the adapter expects it; the head of a given model may be one for other labels."""
+def _base_options(args, config, model_config, **labels) -> dict:
+    """What loads the base as the adapter expects it; the head of a given model may be one for other labels.
+
+    Args:
+        args: The flags of `train.py`.
+        config: Of the adapter.
+        model_config: Of the model that was trained.
+        **labels: What says which labels that has, where it has one task.
+    """
     revision = {} if config.revision is None else {"revision": config.revision}
     if args.model_name_or_path is None:
         return revision
+    from training.continuing import load_config
+
+    names = ("tasks", "id2label", "label2id")
+    if model_config.tasks is not None:
+        labels = {name: getattr(model_config, name) for name in names}
+    elif load_config(args.model_name_or_path, args.model_revision).tasks is not None:
+        labels |= {"tasks": None, "problem_type": model_config.problem_type}
     return {**revision, **labels, "ignore_mismatched_sizes": True, "temperatures": None}
 
 
@@ -365,5 +379,5 @@ def adapter_card(args, model_config, config) -> str:
         config=config,
         towers=", ".join(args.lora),
         parts=", ".join(f"`{part}`" for part in config.modules_to_save),
-        code=loading_code(base, f"{name}-adapter", _base_options(args, config, **labels)),
+        code=loading_code(base, f"{name}-adapter", _base_options(args, config, model_config, **labels)),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from training.flags import STRENGTHS, add_flags
 
+BASELINES = "baselines.json"  # in the folder of a model's specialists: of which run they are
 FINISHED = "finished.json"  # among the checkpoints of a run that has come to its end; see `is_finished`
 
 
@@ -28,19 +29,80 @@ def parse_args(argv: list[str] | None, description: str, epilog: str) -> argpars
         parser.error("--hub_model_id, --hub_private_repo and --hub_token belong to --push_to_hub: add it")
     if args.report_to is not None and not args.with_tracking:
         parser.error("--report_to belongs to --with_tracking: add it")
-    if args.label_delimiter is not None and args.problem_type not in (None, "multi_label_classification"):
+    _check_tasks(parser, args)
+    several = (None, "multi_label_classification")
+    if args.label_delimiter is not None and args.problem_type not in several and not has_tasks(args):
         parser.error(f"--label_delimiter makes the labels multi-label, but --problem_type is {args.problem_type}")
+    if args.modality_dropout_ramp and not args.modality_dropout:
+        parser.error("--modality_dropout_ramp rises to --modality_dropout, which is 0: leave one of them out")
+    _check_labels(parser, args)
     _check_start(parser, args)
     _check_cache(parser, args)
     _check_compiling(parser, args)
     _check_teacher(parser, args)
     _check_augmentation(parser, args)
     _check_lora(parser, args)
+    _check_baselines(parser, args)
     if args.fusion_hidden_size is not None and args.fusion_hidden_size % 4:
         parser.error(
             f"--fusion_hidden_size is {args.fusion_hidden_size}: the fusion has 4 heads, give a multiple of 4"
         )
     return args
+
+
+def has_tasks(args: argparse.Namespace) -> bool:
+    """Whether several label columns are learnt at once."""
+    return isinstance(args.label_column, list)
+
+
+def _check_tasks(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Refuse what does not fit the number of label columns, or is said of one task and would not know of which."""
+    columns = args.label_column if has_tasks(args) else [args.label_column]
+    problems, weights = args.problem_type, args.task_weights
+    if isinstance(problems, list) and len(problems) != len(columns):
+        parser.error(f"--problem_type names {len(problems)} for {len(columns)} --label_column: one for all, or each")
+    if weights is not None and (len(weights) != len(columns) or len(columns) == 1 or 0 in weights):
+        parser.error(
+            f"--task_weights {' '.join(f'{weight:g}' for weight in weights)}: give each of several --label_column a "
+            f"number above 0 (here are {len(columns)})"
+        )
+    if not has_tasks(args):
+        return
+    if len({*columns}) < len(columns) or "none" in columns:
+        parser.error(f"--label_column {' '.join(columns)}: name each column once (`none` is no label)")
+    if args.label_delimiter is not None and "multi_label_classification" not in (problems or ()):
+        parser.error("--label_delimiter: of several --label_column, say with --problem_type which are multi-label")
+    of_one = {
+        "--streaming": args.streaming, "--teacher": args.teacher, "--class_weights": args.class_weights,
+        "--ordinal": args.ordinal, "--contrastive_by_class": args.contrastive_by_class,
+        "--balance ogm_ge": args.balance == "ogm_ge", "--with_baselines": args.with_baselines,
+    }  # fmt: skip
+    if given := [flag for flag, value in of_one.items() if value]:
+        parser.error(f"{given[0]} is for one --label_column, not for several at once: leave one of the two out")
+
+
+def _check_labels(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Give the weights of labels one form, and refuse what goes with other labels only."""
+    if args.label_order is not None and not args.ordinal:
+        parser.error("--label_order belongs to --ordinal: add it, or leave --label_order out")
+    if args.ordinal and args.problem_type not in (None, "single_label_classification"):
+        parser.error(f"--ordinal is for one of several classes, but --problem_type is {args.problem_type}")
+    if args.class_weights is None:
+        return
+    if args.problem_type == "regression":
+        parser.error("--class_weights is for classes, but --problem_type is regression: leave one of them out")
+    if args.class_weights == ["balanced"]:
+        args.class_weights = "balanced"
+        if args.streaming:
+            parser.error(
+                "--class_weights balanced counts the labels of all rows, and --streaming sees them as they come: give "
+                "the weights by name, or leave one of them out"
+            )
+        return
+    names = [weight[0] for weight in args.class_weights if weight != "balanced"]
+    if len(names) < len(args.class_weights) or len(set(names)) < len(names):
+        parser.error("--class_weights: give `balanced` alone, or a weight for each label that is named once")
+    args.class_weights = dict(args.class_weights)
 
 
 def _check_start(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -71,15 +133,23 @@ def _check_lora(parser: argparse.ArgumentParser, args: argparse.Namespace):
     args.lora_rank = 8 if args.lora_rank is None else args.lora_rank
     args.lora_alpha = 2.0 * args.lora_rank if args.lora_alpha is None else args.lora_alpha
     args.lora_dropout = 0.05 if args.lora_dropout is None else args.lora_dropout
-    _check_beside(parser, args, beside(args.output_dir, "adapter"), "adapter_config.json")
+    _check_beside(parser, args, "--lora", beside(args.output_dir, "adapter"), "adapter_config.json")
     if args.model_name_or_path is None:
-        _check_beside(parser, args, beside(args.output_dir, "base"), "config.json")
+        _check_beside(parser, args, "--lora", beside(args.output_dir, "base"), "config.json")
 
 
-def _check_beside(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path, file: str):
+def _check_baselines(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Keep checkpoints, so that the command goes on where it was cut off, be it in the middle of the specialists."""
+    if args.with_baselines is None:
+        return
+    args.checkpointing_steps = args.checkpointing_steps or "epoch"
+    _check_beside(parser, args, "--with_baselines", beside(args.output_dir, "baselines"), BASELINES)
+
+
+def _check_beside(parser: argparse.ArgumentParser, args: argparse.Namespace, flag: str, folder: Path, file: str):
     """A folder beside the model folder is replaced only when asked for, and only when it is what it is called."""
     if folder.exists() and not (folder / file).is_file():
-        parser.error(f"`{folder}`, which --lora would replace, has no `{file}`: move it, or name another --output_dir")
+        parser.error(f"`{folder}`, which {flag} would replace, has no `{file}`: move it, or name another --output_dir")
     if folder.exists() and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
         parser.error(
             f"`{folder}` is there from an earlier run: name another --output_dir, or add --overwrite_output_dir to "

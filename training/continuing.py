@@ -55,7 +55,7 @@ def load_classifier(
     Args:
         name: Folder or Hub id.
         revision: Commit, tag or branch on the Hub.
-        labels: A `data.LabelMap`.
+        labels: A `data.LabelMap` or `data.TaskMap`.
         dropout: Of the fusion, in this training.
         choices: Fields of the configuration that say how it learns, in this training.
 
@@ -63,8 +63,13 @@ def load_classifier(
         ValueError: The weights are not whole.
     """
     config = load_config(name, revision)
-    keeps_head = (config.id2label, config.problem_type) == (labels.id2label, labels.problem_type)
-    config.id2label, config.label2id, config.problem_type = labels.id2label, labels.label2id, labels.problem_type
+    before = _meaning(config)
+    if labels.tasks is not None:
+        config.take_tasks(labels.tasks)
+    else:
+        config.tasks, config.problem_type = None, labels.problem_type
+        config.id2label, config.label2id = labels.id2label, labels.label2id
+    keeps_head = _meaning(config) == before
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     for field, value in choices.items():
         setattr(config, field, value)
@@ -74,6 +79,11 @@ def load_classifier(
         torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
         torch.nn.init.zeros_(model.classifier.bias)
     return model
+
+
+def _meaning(config: MMFusionConfig) -> list[tuple]:
+    """What the outputs of a head say: two heads of one meaning can stand for each other."""
+    return [(task.name, task.config.id2label, task.config.problem_type) for task in config.each_task()]
 
 
 def load_weights(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cli.arguments import add_column_arguments, add_label_arguments, number
+from cli.arguments import OneOrMore, add_column_arguments, add_label_arguments, number
 
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
 BALANCES = ("none", "unimodal", "ogm_ge", "mmpareto")
@@ -50,8 +50,11 @@ def _add_data(group):
         help="part of the rows that is set aside when there is no --validation_file; default: 0.1",
     )
     add_column_arguments(group)
-    add_label_arguments(group)
-    add("--problem_type", choices=PROBLEM_TYPES, help="default: guessed from the labels, and printed")
+    add_label_arguments(group, tasks="those of several tasks, which are learnt at once")
+    add("--problem_type", choices=PROBLEM_TYPES, nargs="+", action=OneOrMore, help="of several tasks one for all or "
+        "one for each; default: guessed from the labels, and printed")  # fmt: skip
+    add("--task_weights", type=number(float, 0), nargs="+", metavar="WEIGHT", help="of several tasks, how much the "
+        "loss and the score of each count; default: 1 for each")  # fmt: skip
     add(
         "--check_cells",
         action=argparse.BooleanOptionalAction,
@@ -100,6 +103,8 @@ def _add_model(group):
         default=0.5,
         help="probability that a modality is left out when a row is fused again; default: 0.5, 0 turns it off",
     )
+    add("--modality_dropout_ramp", type=number(float, 0, 1), default=0.0, help="part of the steps in which this "
+        "probability rises from 0; default: 0, it is the same from the first step on")  # fmt: skip
     add("--subset_ranking_weight", type=number(float, 0), default=0.0, help="weight of a penalty for being worse with "
         "all modalities of a row than with fewer; default: 0")  # fmt: skip
     add("--balance", choices=BALANCES, default="none", help="what keeps a modality that is quick to learn from "
@@ -113,6 +118,13 @@ def _add_model(group):
         "bring all rows of a class together, not each row with itself; default: no")  # fmt: skip
     add("--label_smoothing", type=number(float, 0, 1), default=0.0,
         help="share of the probability that is spread over all labels in training; default: 0")  # fmt: skip
+    add("--class_weights", type=_class_weight, nargs="+", metavar="balanced|NAME=W", help="how much labels count in "
+        "the loss: `balanced`, the rarer the more (of several labels a presence at most 10 times), or by name, the "
+        "others 1; default: all the same")  # fmt: skip
+    add("--ordinal", action=argparse.BooleanOptionalAction, default=False, help="the classes have an order: numbers "
+        "theirs, others that of --label_order; the loss counts how far off an answer is; default: no")  # fmt: skip
+    add("--label_order", type=_label_order, metavar="LOW,…,HIGH", help="--ordinal: the classes, lowest first; "
+        "default: as numbers, or as the data set declares them")  # fmt: skip
     add(
         "--vocab_size",
         type=number(int, 100),
@@ -120,13 +132,34 @@ def _add_model(group):
         help="tiny text tower: entries of the vocabulary that is learnt from the training text; default: 2000",
     )
     add("--image_size", type=number(int, 16), default=64, help="tiny image tower: pixels a side; default: 64")
-    add("--sampling_rate", type=number(int, 4000), default=16_000, help="tiny audio tower: in Hz; default: 16000")
+    add("--sampling_rate", type=number(int, 1), default=16_000,
+        help="tiny audio tower: in Hz, for the signal of a sensor its own, from 1; default: 16000")  # fmt: skip
     add("--mask_time_prob", type=number(float, 0, 1), default=0.05,
         help="tiny audio tower: share of frames that SpecAugment masks; default: 0.05, 0 turns it off")  # fmt: skip
     add("--mask_feature_prob", type=number(float, 0, 1), default=0.0,
         help="tiny audio tower: share of channels that SpecAugment masks; default: 0, off")  # fmt: skip
     add("--max_text_length", type=number(int, 4), default=128, help="tokens kept of a text; default: 128")
     add("--max_audio_seconds", type=number(float, 0.1), default=10.0, help="seconds kept of a sound; default: 10")
+
+
+def _class_weight(text: str) -> str | tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    try:
+        value = float(weight) if name else None
+    except ValueError:
+        value = None
+    if text != "balanced" and (value is None or not 0 < value < float("inf")):
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither `balanced` nor a label with a weight above 0, as in `rare=3`"
+        )
+    return text if value is None else (name, value)
+
+
+def _label_order(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text} does not name each class once, with commas between")
+    return names
 
 
 def _add_training(group):
@@ -325,6 +358,9 @@ def _add_output(group):
         default=False,
         help="replace the model that --output_dir holds, once the new one is complete; default: no",
     )
+    add("--with_baselines", nargs="?", const="subsets", choices=("modalities", "subsets"), help="also train, with the "
+        "same flags, a specialist for each modality, or for each subset of them, and compare the model with these in "
+        "metrics.json; they are kept in OUTPUT_DIR-baselines; default: no, without a value `subsets`")  # fmt: skip
 
 
 def _add_interruption(group):

@@ -15,7 +15,7 @@ FREE = {
     "checkpoints_total_limit", "command",
     "dataloader_timeout", "hub_model_id", "hub_private_repo", "hub_token", "license", "logging_steps",
     "max_bad_steps", "output_dir", "overwrite_output_dir", "prefetch_factor", "push_to_hub",
-    "report_to", "resume_from_checkpoint", "train_file", "validation_file", "with_tracking",
+    "report_to", "resume_from_checkpoint", "train_file", "validation_file", "with_baselines", "with_tracking",
 }  # fmt: skip
 ROWS = ("rows to train on", "rows held out")
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product is the rows of a step

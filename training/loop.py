@@ -15,13 +15,15 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from metrics.subsets import evaluate_subsets, score, subset_name
+from metrics.subsets import evaluate_subsets, subset_name
+from metrics.tasks import judged
 from modeling_mmfusion import TOWERS
 from training.adapters import keep_statistics
 from training.augmentation import begin_epoch
 from training.features import some_rows
 from training.interruption import Signals, Stopped
 from training.objective import Objective
+from training.optimization import set_modality_dropout
 from training.precision import batch_weight, has_room, mean_over_rows
 from training.processes import mean_loss, own_share, share_buffers
 from training.randomness import from_there, keeping_random_state, random_state, set_random_state
@@ -180,6 +182,7 @@ class Training:
         batch, weight, num_samples = own_share(accelerator, run.train_loader, batch)
         rows, norm, received, is_overflow = batch.pop("rows", None), None, 0, False
         self.step_rows += num_samples
+        set_modality_dropout(run.args, accelerator, run.model, progress.step, run.steps)
         with accelerator.accumulate(run.model):
             share = weight * batch_weight(accelerator, run.args, num_samples)
             loss = run.objective.learn(run.model, batch, lambda part: accelerator.backward(part * share))
@@ -335,11 +338,10 @@ class Training:
 
 def validate(accelerator, model, validation_loader) -> dict:
     """The score that decides which epoch was best, with every modality that a row has, and the deciding metrics."""
-    everything = tuple(accelerator.unwrap_model(model).config.modalities)
+    config = accelerator.unwrap_model(model).config
+    everything = tuple(config.modalities)
     result = evaluate_subsets(model, validation_loader, subsets=[everything], accelerator=accelerator, progress=False)
-    metrics = result["metrics"][subset_name(everything)]
-    metrics.pop("num_rows_with_input")
-    return {"score": score(metrics), "validation": metrics}
+    return judged(config, result, subset_name(everything))
 
 
 def describe_epoch(record: dict, num_epochs: int, is_best: bool) -> str:

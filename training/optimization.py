@@ -44,6 +44,16 @@ def tower_learning_rate(args, modality: str, towers) -> float:
     return 5e-5 if modality in towers.pretrained else args.learning_rate
 
 
+def set_modality_dropout(args, accelerator, model, step: int, steps: int):
+    """Bring the probability that a modality is left out to where it is at this step, counted from 0.
+
+    It is above 0 from the first step on, so that every step fuses its rows twice.
+    """
+    if args.modality_dropout_ramp:
+        share = (step + 1) / max(1.0, args.modality_dropout_ramp * steps)
+        accelerator.unwrap_model(model).modality_dropout = args.modality_dropout * min(1.0, share)
+
+
 def make_optimizer(args, model, towers):
     """AdamW; a learning rate for each tower, weight decay on matrices only (norms and biases are vectors).
 

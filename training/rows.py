@@ -21,15 +21,19 @@ from data import (
     Stream,
     StreamedDataset,
     Table,
+    TaskMap,
     check_table,
     count_shared_rows,
+    declared_names,
     find_hub_set,
     read_table,
     stratified_split,
     stream_of,
 )
+from training.arguments import has_tasks
 from training.features import CachedColumn, FeatureCollator, FeatureDataset
 from training.grouping import LengthGroupedSampler, lengths_of
+from training.label_choices import in_order
 from training.resuming import together
 from training.views import training_view
 from training.workers import WatchedRows, finish_first
@@ -79,7 +83,14 @@ class TableRows:
         table = self.table if max_rows is None else self.table.select(range(min(max_rows, len(self.table))))
         return TableRows(table, self.is_training)
 
-    def labels(self, args) -> LabelMap:
+    @property
+    def declares_labels(self) -> bool:
+        """Whether the names of the labels, and their order, are declared (ClassLabel), not read from the rows."""
+        return bool(declared_names(self.table))
+
+    def labels(self, args) -> LabelMap | TaskMap:
+        if self.table.tasks:
+            return TaskMap.fit(self.table, args.problem_type, args.label_delimiter, args.task_weights)
         return LabelMap.fit(self.table, args.problem_type, args.label_delimiter)
 
     def texts(self) -> Iterator[str]:
@@ -129,6 +140,7 @@ class StreamedRows:
 
     is_streamed = True
     is_training = True
+    declares_labels = True  # or else it could not be streamed
 
     def __init__(self, stream: Stream):
         self.stream = stream
@@ -251,12 +263,15 @@ def open_rows(args, reads: Callable[[str], bool]) -> "tuple[TableRows | Streamed
             f"`{train.name}` does not declare how many rows it has: say with --max_train_steps how long to train, or "
             "train without --streaming"
         )
-    labels = train.labels(args)
+    labels = in_order(args, train, train.labels(args))
     if validation is None:
         train, validation = _held_out(args, train, labels)
     else:
         validation = _fitting(_readable(args, validation, reads).take(args.max_eval_samples), train)
         labels.encode_table(validation.table)  # an unknown label is said now, not after the first epoch
+    if labels.tasks is not None:
+        for rows in (train, validation):
+            labels.refuse_unlabelled(rows.table)
     if not train.is_streamed and (shared := count_shared_rows(train.table, validation.table)):
         _say(
             f"warning: {shared:,} of {validation.num_rows:,} validation rows stand among the training rows, too: "
@@ -268,7 +283,8 @@ def open_rows(args, reads: Callable[[str], bool]) -> "tuple[TableRows | Streamed
 
 def _opened(args) -> "tuple[TableRows | StreamedRows, TableRows | None]":
     """The rows as they were asked for; the second None where validation rows have to be set aside."""
-    columns = Columns(args.text_column, args.image_column, args.audio_column, args.label_column)
+    label = {name: name for name in args.label_column} if has_tasks(args) else args.label_column
+    columns = Columns(args.text_column, args.image_column, args.audio_column, label)
     read = partial(read_table, columns=columns, allow_outside=args.allow_outside_paths)
     if args.dataset_name is not None:
         train, validation = _from_hub(args, columns, read)

@@ -10,6 +10,7 @@ from training.averaging import Averaging
 from training.batch_size import find_batch_size
 from training.distillation import choose_teacher
 from training.features import cache_features
+from training.label_choices import weigh_labels
 from training.loop import Run
 from training.objective import make_objective
 from training.optimization import make_optimizer, make_scheduler, number_of_steps
@@ -60,6 +61,8 @@ def set_up(args, accelerator, keeper) -> Setup:
     keeper.take_rows(train_rows, validation_rows)
     model = start.model(towers, labels)
     say(accelerator, describe_model(model, towers, start.origin))
+    for sentence in weigh_labels(args, model, train_rows, labels):
+        say(accelerator, sentence)
     if teacher is not None:
         say(accelerator, teacher.describe(towers.processor))
     for sentence in cache_features(args, accelerator, model, towers.processor, (train_rows, validation_rows)):

@@ -48,9 +48,7 @@ class NewModel:
         hidden_size = args.fusion_hidden_size or {"tiny": 128, "base": 512}[args.preset]
         model = MMFusionForSequenceClassification.from_encoders(
             **towers.encoders,
-            id2label=labels.id2label,
-            label2id=labels.label2id,
-            problem_type=labels.problem_type,
+            **fields_of(labels),
             hidden_size=hidden_size,
             intermediate_size=4 * hidden_size,
             num_hidden_layers=args.num_fusion_layers,
@@ -102,13 +100,20 @@ class GivenModel:
         return prepared(args, model, towers)
 
 
+def fields_of(labels) -> dict:
+    """Fields of the configuration that say what the outputs of a new model mean; with tasks the names follow."""
+    if labels.tasks is not None:
+        return {"tasks": labels.tasks}
+    return {"id2label": labels.id2label, "label2id": labels.label2id, "problem_type": labels.problem_type}
+
+
 def learning_choices(args) -> dict:
     """Fields of the configuration that say how a model learns, and that a given model takes anew."""
     names = (
         "modality_dropout", "subset_ranking_weight", "balance", "unimodal_loss_weight", "contrastive_weight",
-        "contrastive_by_class", "label_smoothing",
+        "contrastive_by_class", "label_smoothing", "ordinal",
     )  # fmt: skip
-    return {name: getattr(args, name) for name in names}
+    return {**{name: getattr(args, name) for name in names}, "class_weights": None}  # they come with the rows
 
 
 def prepared(args, model, towers: Towers):

@@ -45,6 +45,7 @@ KINDS = {
     "audio": "a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …)",
 }
 PREPROCESSORS = {"text": "tokenizer", "image": "image processor", "audio": "feature extractor"}
+MIN_SPEECH_RATE = 4_000  # Hz; what is slower is no telephone line, but a sensor
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -109,7 +110,7 @@ def make_towers(
             encoders[modality] = build_tower(tiny_image_config())
         else:
             parts[modality] = Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, return_attention_mask=True)
-            encoders[modality] = build_tower(tiny_audio_config(mask_time_prob, mask_feature_prob))
+            encoders[modality] = build_tower(tiny_audio_config(sampling_rate, mask_time_prob, mask_feature_prob))
             start_as_filterbank(encoders[modality], sampling_rate)
     processor = MMFusionProcessor(
         tokenizer=parts.get("text"),
@@ -223,16 +224,21 @@ def tiny_image_config() -> ResNetConfig:
     return ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")
 
 
-def tiny_audio_config(mask_time_prob: float, mask_feature_prob: float) -> Wav2Vec2Config:
-    """At 16 kHz a frame stands for 20 ms. Layer norm, so that padding cannot change a frame."""
+def tiny_audio_config(sampling_rate: int, mask_time_prob: float, mask_feature_prob: float) -> Wav2Vec2Config:
+    """At 16 kHz a frame stands for 20 ms. Layer norm, so that padding cannot change a frame.
+
+    Below the rates of speech the signal is a sensor's, of which a row has fewer samples: frames are a quarter as long,
+    80 samples, and the first of them needs 290.
+    """
+    is_signal = sampling_rate < MIN_SPEECH_RATE
     return Wav2Vec2Config(
         hidden_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=256,
         conv_dim=[64, 96, 128],
-        conv_kernel=[400, 8, 4],
-        conv_stride=[40, 4, 2],
+        conv_kernel=[100 if is_signal else 400, 8, 4],
+        conv_stride=[10 if is_signal else 40, 4, 2],
         num_feat_extract_layers=3,
         conv_bias=True,
         feat_extract_norm="layer",
@@ -256,7 +262,8 @@ def tiny_audio_config(mask_time_prob: float, mask_feature_prob: float) -> Wav2Ve
 def start_as_filterbank(tower: PreTrainedModel, sampling_rate: int):
     """Let the first convolution start as pairs of Gabor filters (cosine, sine) at mel-spaced frequencies.
 
-    They go on learning from there. From noise, a few thousand clips are too few to find them.
+    They go on learning from there. From noise, a few thousand clips are too few to find them. The lowest is at 60 Hz,
+    where an ear begins to be of use, and for slow signals as far below the highest as it is at `MIN_SPEECH_RATE`.
 
     Args:
         tower: Wav2Vec2-like; its first convolution has an even number of channels.
@@ -266,12 +273,9 @@ def start_as_filterbank(tower: PreTrainedModel, sampling_rate: int):
     """
     weight = tower.feature_extractor.conv_layers[0].conv.weight  # (channels, 1, kernel)
     num_pairs, kernel = weight.shape[0] // 2, weight.shape[2]
-    edges = mel_to_hertz(
-        np.linspace(
-            hertz_to_mel(60.0, mel_scale="htk"), hertz_to_mel(0.49 * sampling_rate, mel_scale="htk"), num_pairs + 2
-        ),
-        mel_scale="htk",
-    )
+    lowest, highest = 60.0 * min(1.0, sampling_rate / MIN_SPEECH_RATE), 0.49 * sampling_rate
+    mels = np.linspace(hertz_to_mel(lowest, mel_scale="htk"), hertz_to_mel(highest, mel_scale="htk"), num_pairs + 2)
+    edges = mel_to_hertz(mels, mel_scale="htk")
     centers = edges[1:-1, None]  # (pairs, 1), Hz
     widths = (edges[2:] - edges[:-2])[:, None] / 2  # between neighbours, Hz
     seconds = (np.arange(kernel) - (kernel - 1) / 2) / sampling_rate

@@ -5,22 +5,18 @@ that Ctrl-C reaches it through the search alone, which then waits for its checkp
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from cli.children import end, last_words, start_training
 from training.arguments import beside
 
-TRAIN, LEASH = Path(__file__).parents[1] / "train.py", Path(__file__).parent / "leash.py"
 LOG = "log.jsonl"
 SECONDS_BETWEEN_LOOKS = 0.25
-TAIL = 65_536  # bytes of the output in which its last line is looked for
 
 
 class State(Enum):
@@ -68,19 +64,7 @@ class Trial:
         self._logs = (beside(output_dir, "checkpoints") / LOG, output_dir / LOG)
         self._seen = None
         self.outcome, self._started = Outcome(), time.monotonic()
-        leash = [sys.executable, str(LEASH), str(os.getpid())]
-        # Its lines in the order in which they were said, and not a progress bar ten times a second.
-        environment = {"TQDM_MININTERVAL": "10", **os.environ, "PYTHONUNBUFFERED": "1"}
-        with self.output.open("ab") as file:
-            self.process = subprocess.Popen(
-                [*leash, sys.executable, str(TRAIN), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=heirs,
-                env=environment,
-            )
+        self.process = start_training(arguments, self.output, heirs=heirs)
 
     def follow(self, is_hopeless: Callable[[dict], bool], must_stop: Callable[[], bool]) -> Outcome:
         """Wait for the end of the training, and bring it about where it shall end early.
@@ -98,9 +82,9 @@ class Trial:
                 if must_stop():
                     state = State.INTERRUPTED
             if state != State.COMPLETE:
-                self._end()
+                end(self.process)
         except BaseException:
-            self._end()
+            end(self.process)
             raise
         for record in self._new_epochs():
             is_hopeless(record)
@@ -119,12 +103,6 @@ class Trial:
         else:
             outcome.reason = "no epoch was finished" if code == 0 else last_words(self.output, code)
 
-    def _end(self) -> None:
-        """Ask the process to end, which takes as long as its step and a checkpoint do."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait()
-
     def _new_epochs(self) -> Iterator[dict]:
         """The records of the epochs that ended since the last look."""
         log = next((path for path in self._logs if path.is_file()), None)
@@ -138,21 +116,3 @@ class Trial:
             if record["epoch"] not in self.outcome.epochs:
                 self.outcome.epochs[record["epoch"]] = record
                 yield record
-
-
-def last_words(output: Path, code: int) -> str:
-    """What a process that failed said last, or what ended it.
-
-    Args:
-        output: What it wrote.
-        code: Its exit code; negative: the signal that killed it.
-    """
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - TAIL))
-        text = file.read().decode("utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    said = (errors or lines or [f"exit code {code}"])[-1]
-    return said.removeprefix("error: ")

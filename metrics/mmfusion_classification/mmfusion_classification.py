@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 _DESCRIPTION = """
 Accuracy, macro F1 and expected calibration error (ECE) of a classifier that gives one probability a class.
@@ -12,6 +12,9 @@ The predicted class is the one with the highest probability (the first of equals
 confidence. Macro F1 is scikit-learn's: the mean over the classes that occur in the references or are predicted.
 ECE sorts the rows by confidence into 15 bins of equal width, closed on the right, and averages the distance between
 accuracy and mean confidence of each bin, weighted by the rows in it: 0 is perfectly calibrated.
+
+Of classes that have an order, two more say how far off the answers are: the mean absolute error in ranks, and Cohen's
+kappa with quadratic weights, which is 1 for answers that are all right and 0 for what chance would give.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -19,17 +22,24 @@ Args:
     predictions (`list` of `list` of `float`): One list a row, with one probability a class; each adds up to 1.
     references (`list` of `int`): The true class of each row.
     num_bins (`int`): Bins of the calibration error. Defaults to 15.
+    ordinal (`bool`): Whether the classes have an order, that of their numbers. Defaults to False.
 
 Returns:
     accuracy (`float`): Share of the rows whose predicted class is the true one, 0 to 1.
     macro_f1 (`float`): Mean F1 over the classes, 0 to 1.
     expected_calibration_error (`float`): 0 (calibrated) to 1.
+    rank_mae (`float`): With `ordinal`, the mean number of classes between the predicted and the true one, from 0.
+    quadratic_kappa (`float` or `None`): With `ordinal`, -1 to 1; `None` where all rows have and get the same class.
 
 Examples:
 
     >>> metric = evaluate.load("metrics/mmfusion_classification")
     >>> metric.compute(predictions=[[0.75, 0.25], [0.25, 0.75]], references=[0, 0])
     {'accuracy': 0.5, 'macro_f1': 0.3333333333333333, 'expected_calibration_error': 0.25}
+    >>> sure = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    >>> result = metric.compute(predictions=sure, references=[0, 1, 1], ordinal=True)
+    >>> result["rank_mae"], result["quadratic_kappa"]
+    (0.3333333333333333, 0.6666666666666667)
 """
 
 _CITATION = """
@@ -65,6 +75,19 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_
     # A bin weighs (rows in it / rows) and its gap is a mean over those rows, so the row counts cancel.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def ordinal_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """Give how far the predicted classes (rows,) are from the true ones.
+
+    Source: Cohen 1968, "Weighted kappa", Psychological Bulletin 70(4).
+    """
+    both = np.union1d(predicted, labels)
+    kappa = None  # not defined where there is nothing to tell apart
+    if len(both) > 1:
+        ranks = np.arange(both[0], both[-1] + 1)  # with those between, for they count
+        kappa = float(cohen_kappa_score(labels, predicted, labels=ranks, weights="quadratic"))
+    return {"rank_mae": float(np.abs(predicted - labels).mean()), "quadratic_kappa": kappa}
 
 
 def _checked(predictions: list, references: list) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +133,13 @@ class MmfusionClassification(evaluate.Metric):
         )
 
     # `evaluate.combine` hands every keyword to every module, so those meant for the others are let through.
-    def _compute(self, predictions, references, num_bins=15, **kwargs):
+    def _compute(self, predictions, references, num_bins=15, ordinal=False, **kwargs):
         probabilities, labels = _checked(predictions, references)
         predicted = probabilities.argmax(axis=1)
         confidence = probabilities.max(axis=1)
-        return {
+        result = {
             "accuracy": float(accuracy_score(labels, predicted)),
             "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
             "expected_calibration_error": expected_calibration_error(confidence, predicted == labels, num_bins),
         }
+        return {**result, **ordinal_metrics(predicted, labels)} if ordinal else result

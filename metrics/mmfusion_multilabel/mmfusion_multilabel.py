@@ -9,16 +9,17 @@ _DESCRIPTION = """
 Micro F1, macro F1 and mean average precision (mAP) of a model that gives one probability a label, where a row may
 have any number of labels.
 
-A label is predicted when its probability is at least the threshold. Micro F1 counts all labels together. Macro F1 and
-mAP are means over the labels that occur in the references: for the others neither recall nor average precision is
-defined. Where no label occurs at all, both are `None`.
+A label is predicted when its probability is at least the threshold, or its own of several thresholds. Micro F1 counts
+all labels together. Macro F1 and mAP are means over the labels that occur in the references: for the others neither
+recall nor average precision is defined. Where no label occurs at all, both are `None`.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `list` of `float`): One list a row, with one probability a label, 0 to 1.
     references (`list` of `list` of `int`): One list a row, with 1 where the row has the label, else 0.
-    threshold (`float`): Probability from which a label counts as predicted. Defaults to 0.5.
+    threshold (`float`, or `list`): Probability from which a label counts as predicted, or a list with that of each
+        label, or a list of such lists, one a row. Defaults to 0.5.
 
 Returns:
     micro_f1 (`float`): F1 of all labels of all rows together, 0 to 1.
@@ -59,6 +60,17 @@ def _checked(predictions: list, references: list) -> tuple[np.ndarray, np.ndarra
     return np.asarray(predictions, dtype=float), np.asarray(references, dtype=int)
 
 
+def _as_wide(threshold: float | list, shape: tuple[int, int]) -> np.ndarray:
+    """Give the threshold of each label of each row."""
+    thresholds = np.asarray(threshold, dtype=float)
+    if thresholds.shape not in ((), shape[1:], shape):
+        raise ValueError(
+            f"`threshold` has the shape {thresholds.shape}: give one number, {shape[1]} of them, one a label, or "
+            f"such a list for each of the {shape[0]} rows."
+        )
+    return np.broadcast_to(thresholds, shape)
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class MmfusionMultilabel(evaluate.Metric):
     """Metric module: see the description above."""
@@ -82,7 +94,7 @@ class MmfusionMultilabel(evaluate.Metric):
     # `evaluate.combine` hands every keyword to every module, so those meant for the others are let through.
     def _compute(self, predictions, references, threshold=0.5, **kwargs):
         probabilities, labels = _checked(predictions, references)
-        predicted = (probabilities >= threshold).astype(int)
+        predicted = (probabilities >= _as_wide(threshold, probabilities.shape)).astype(int)
         occurs = labels.any(axis=0)
         macro_f1 = mean_average_precision = None
         if occurs.any():

@@ -1,8 +1,8 @@
 """Becomes the command it is given, tied to the process that started it: when that is killed, the command is ended.
 
-`python tuning/leash.py PARENT COMMAND …`. Without it, a search that is killed with -9 would leave a training behind
+`python cli/leash.py PARENT COMMAND …`. Without it, a command that is killed with -9 would leave a training behind
 which nobody watches. The command gets SIGTERM, at which a training saves a checkpoint. Linux only: elsewhere the
-command runs untied, and a later search waits for its end.
+command runs untied, and whoever needs its place waits for its end.
 """
 
 import os
