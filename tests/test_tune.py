@@ -132,6 +132,7 @@ def test_a_yes_or_no_flag_can_be_searched_and_ones_own_checkpoints_are_kept(tmp_
         (SPACE, ["--output_dir", "x"], "--output_dir is set for each training"),
         (SPACE, ["--resume_from_checkpoint=auto"], "--resume_from_checkpoint is set for each training"),
         (SPACE, ["--push_to_hub"], "--push_to_hub: a search pushes nothing"),
+        (SPACE, ["--with_baselines"], "--with_baselines: a search compares trainings with each other"),
         (SPACE, ["--learning_rate", "1"], "--learning_rate is in the space, and after --, too"),
         (["streaming=categorical(a,b)"], [], "the flag is yes or no"),
         (["learning_rate=uniform(-1,1)"], [], r"would refuse its flags: argument --learning_rate: -1.0 is"),

@@ -103,6 +103,11 @@ class Training:
             raise ValueError(
                 f"--{names[0]}: a search pushes nothing. Leave it out, and push the best model with push_to_hub.py"
             )
+        if self._are_typed("with_baselines"):
+            raise ValueError(
+                "--with_baselines: a search compares trainings with each other. Leave it out, and train once more with "
+                "the best settings and that flag"
+            )
         if names := self._are_typed(*self.space):
             raise ValueError(f"--{names[0]} is in the space, and after --, too: leave one out")
 
