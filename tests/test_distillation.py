@@ -14,7 +14,6 @@ from conftest import fresh, make_inputs, make_model, model_config, vit_config
 from safetensors.torch import load_file
 from test_distributed import FSDP, difference, steps_of, trained
 from test_distributed import flags as one_sided  # noqa: F401
-from test_distributed import forks as forks_of_a_run  # noqa: F401
 
 import train
 from data import Collator, Columns, FusionDataset, LabelMap, demo, read_table
@@ -398,9 +397,9 @@ def test_a_taught_run_that_was_cut_off_ends_with_the_same_weights(rows, teacher_
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_a_teacher_as_one_does(forks_of_a_run, one_sided, tmp_path):  # noqa: F811
+def test_two_processes_learn_from_a_teacher_as_one_does(forks, one_sided, tmp_path):  # noqa: F811
     """One of them has only what the teacher does not read; and each batch counts twice, its words moved."""
-    forks, flags = forks_of_a_run, one_sided
+    flags = one_sided
     for name in ("teacher", "alone", "together", "divided"):
         (tmp_path / name).mkdir()
     teacher = ["--audio_model_name_or_path", "none", "--fusion_hidden_size", 40, "--on_bad_cell", "drop"]

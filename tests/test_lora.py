@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from test_checkpoints import kill_and_go_on
 from test_hub_round_trip import run as run_process
 from test_train import towers  # noqa: F401
-from train_forks import Forks
 from transformers import AutoModelForSequenceClassification, WavLMConfig
 
 import train
@@ -267,12 +266,11 @@ def test_another_rank_is_another_run(tables, base, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tables, base, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(forks, tables, base, tmp_path):
     flags = [*tables["parity"], *STEPS, "--num_train_epochs", 6, "--model_name_or_path", base, "--lora", "text,image"]
-    with Forks() as forks:
-        fork = forks.run([*flags, "--output_dir", tmp_path / "whole"], tmp_path / "said")
-        assert fork.code == 0, fork.said
-        cut = kill_and_go_on(forks, flags, tmp_path, 4, "--checkpointing_steps", 1)
+    fork = forks.run([*flags, "--output_dir", tmp_path / "whole"], tmp_path / "said")
+    assert fork.code == 0, fork.said
+    cut = kill_and_go_on(forks, flags, tmp_path, 4, "--checkpointing_steps", 1)
     whole = weights_of(tmp_path / "whole")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
