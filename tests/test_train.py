@@ -170,6 +170,17 @@ def test_the_results_hold_all_seven_subsets_and_the_history(trained):
     assert history["best_epoch"] == 1 and history["num_skipped_steps"] == 0 and not history["interrupted"]
 
 
+def test_the_mean_of_all_subsets_can_decide_which_epoch_is_kept(trained, demo_flags, tmp_path):
+    assert run(demo_flags, tmp_path / "m", "--best_epoch_by", "subsets", "--no-calibrate") == 0
+    metrics = json.loads((tmp_path / "m" / "metrics.json").read_text(encoding="utf-8"))
+    (epoch,) = metrics["training"]["epochs"]
+    mean = np.mean([values["accuracy"] for values in metrics["metrics"].values()])
+    assert len(metrics["metrics"]) == 7 and epoch["score"] == pytest.approx(mean)
+    assert epoch["validation"]["mean_of_subsets"] == epoch["score"]
+    (other,) = history_of(trained)["epochs"]
+    assert other["score"] == other["validation"]["accuracy"] == epoch["validation"]["accuracy"]
+
+
 def test_the_choices_of_the_run_are_written_down(trained):
     choices = read_json(trained / "training_config.json")
     assert choices["arguments"]["image_size"] == 32 and choices["arguments"]["seed"] == 0

@@ -213,6 +213,9 @@ def _add_training(group):
         default=False,
         help="compute activations again in the backward pass to save memory; default: no",
     )
+    add("--best_epoch_by", choices=("everything", "subsets"), default="everything", help="which epoch is kept: the "
+        "best with all that the rows have, or the best on the mean of all subsets of the modalities, for a model that "
+        "will often lack some; default: everything")  # fmt: skip
     add(
         "--early_stopping_patience",
         type=number(int, 1),

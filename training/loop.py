@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from metrics.subsets import evaluate_subsets, subset_name
+from metrics.subsets import evaluate_subsets, modality_subsets, subset_name
 from metrics.tasks import judged
 from modeling_mmfusion import TOWERS
 from training.adapters import keep_statistics
@@ -307,7 +307,7 @@ class Training:
         run = self.run
         with telling_faults(run.validation_loader):
             share_buffers(run.accelerator, run.model)
-            return validate(run.accelerator, run.model, run.validation_loader)
+            return validate(run.accelerator, run.model, run.validation_loader, run.args.best_epoch_by)
 
     def leave_or_save(self, received: int, is_due: bool, state: dict | None = None) -> None:
         """Save a checkpoint when it is due or a signal came, and in the second case leave."""
@@ -336,12 +336,25 @@ class Training:
         return history | ({"resumed_at_steps": progress.resumed_at_steps} if progress.resumed_at_steps else {})
 
 
-def validate(accelerator, model, validation_loader) -> dict:
-    """The score that decides which epoch was best, with every modality that a row has, and the deciding metrics."""
+def validate(accelerator, model, validation_loader, best_epoch_by: str = "everything") -> dict:
+    """The score that decides which epoch was best, and the metrics with every modality that a row has.
+
+    Args:
+        accelerator: Of the run.
+        model: The model as it is wrapped.
+        validation_loader: Of the rows held out.
+        best_epoch_by: `everything`: the score is that of these metrics; `subsets`: the mean over all subsets of the
+            modalities, for which the towers run once, too.
+    """
     config = accelerator.unwrap_model(model).config
-    everything = tuple(config.modalities)
-    result = evaluate_subsets(model, validation_loader, subsets=[everything], accelerator=accelerator, progress=False)
-    return judged(config, result, subset_name(everything))
+    everything, is_mean = tuple(config.modalities), best_epoch_by == "subsets"
+    subsets = modality_subsets(everything) if is_mean else [everything]
+    result = evaluate_subsets(model, validation_loader, subsets=subsets, accelerator=accelerator, progress=False)
+    record = judged(config, result, subset_name(everything))
+    if is_mean:
+        scores = [judged(config, result, subset_name(subset))["score"] for subset in subsets]
+        record["score"] = record["validation"]["mean_of_subsets"] = sum(scores) / len(scores)
+    return record
 
 
 def describe_epoch(record: dict, num_epochs: int, is_best: bool) -> str:

@@ -105,8 +105,8 @@ class Training:
             )
         if self._are_typed("with_baselines"):
             raise ValueError(
-                "--with_baselines: a search compares trainings with each other. Leave it out, and train once more with "
-                "the best settings and that flag"
+                "--with_baselines: a search compares trainings with each other. Leave it out, and train once more "
+                "with the best settings and that flag"
             )
         if names := self._are_typed(*self.space):
             raise ValueError(f"--{names[0]} is in the space, and after --, too: leave one out")
