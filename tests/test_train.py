@@ -432,8 +432,8 @@ def with_scores(monkeypatch, scores):
     """Let every epoch have a given score; the weights that were judged are collected. An error is raised instead."""
     judged, real = [], loop.validate
 
-    def validate(accelerator, model, loader):
-        record, score = real(accelerator, model, loader), scores[len(judged)]
+    def validate(accelerator, model, *rest):
+        record, score = real(accelerator, model, *rest), scores[len(judged)]
         judged.append(loop.weights_on_cpu(accelerator, model))
         if isinstance(score, BaseException):
             raise score
