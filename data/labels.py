@@ -52,7 +52,7 @@ class LabelMap:
             raise ValueError("`delimiter` is empty. Give the character between two labels, such as `;`.")
         if len(set(self.names)) < len(self.names):
             twice = [name for name, count in Counter(self.names).items() if count > 1]
-            raise ValueError(f"The label names {_listed(twice)} stand more than once. Every label needs its own name.")
+            raise ValueError(f"The label names {listed(twice)} stand more than once. Every label needs its own name.")
 
     tasks = None  # there is one
 
@@ -170,9 +170,9 @@ class LabelMap:
     def describe(self) -> str:
         """One line for people: what is predicted."""
         if self.problem_type == REGRESSION:
-            return f"regression: {_listed(self.names)}"
+            return f"regression: {listed(self.names)}"
         kind = "one of" if self.problem_type == SINGLE_LABEL else "any of"
-        return f"{self.problem_type.replace('_', ' ')}: {kind} {self.num_labels} labels ({_listed(self.names)})"
+        return f"{self.problem_type.replace('_', ' ')}: {kind} {self.num_labels} labels ({listed(self.names)})"
 
     def _read(self, value: Any) -> list[str] | list[float]:
         """What a cell says, before it is known whether that is allowed: names, or numbers in a regression."""
@@ -204,12 +204,12 @@ class LabelMap:
             same = [index for index, other in enumerate(self.names) if _as_float(other) == number]
             if len(same) == 1:
                 return same[0]
-        raise ValueError(f"the label {name!r:.80} is not known. Allowed are {_listed(self.names)}.")
+        raise ValueError(f"the label {name!r:.80} is not known. Allowed are {listed(self.names)}.")
 
     def _refuse_too_few(self, table: Table) -> None:
         least = 2 if self.problem_type == SINGLE_LABEL else 1
         if self.num_labels < least:
-            has = f"only the label {_listed(self.names)}" if self.names else "no label at all"
+            has = f"only the label {listed(self.names)}" if self.names else "no label at all"
             raise ValueError(
                 f"`{table.name}`: the column `{table.columns['label']}` holds {has}. A model needs at least {least} "
                 "to tell apart."
@@ -305,6 +305,7 @@ def _as_float(value: Any) -> float | None:
         return None
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as a message shows them, of many the first."""
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return ", ".join(names[:_MAX_LISTED]) + more

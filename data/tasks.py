@@ -62,7 +62,7 @@ class TaskMap:
         maps = {}
         for name, problem in zip(table.tasks, problems or problem_type, strict=True):
             own = table.of_task(name)
-            rows = [index for index, value in enumerate(own.labels()) if not is_missing(value, problem)]
+            rows = _labelled_rows(own, problem)
             if not rows:
                 raise ValueError(f"`{table.name}`: the column `{own.columns['label']}` holds no label at all.")
             maps[name] = LabelMap.fit(own.select(rows), problem, delimiter if problem == MULTI_LABEL else None)
@@ -107,7 +107,7 @@ class TaskMap:
             ValueError: there is such a task.
         """
         for name, one in self.maps.items():
-            if np.isnan(_encoded(table, name, one)).all():
+            if name not in table.tasks or not _labelled_rows(table.of_task(name), one.problem_type):
                 raise ValueError(
                     f"`{table.name}` has no label of the task `{name}` among the {len(table):,} rows that are used of "
                     "it. Training and validation rows need some of each task: add rows, or leave the column out."
@@ -134,13 +134,18 @@ def is_missing(value: Any, problem_type: str | None) -> bool:
     return problem_type != MULTI_LABEL and isinstance(value, str) and not value.strip()
 
 
+def _labelled_rows(own: Table, problem_type: str | None) -> list[int]:
+    """Which rows of the table of a task have its label."""
+    return [index for index, value in enumerate(own.labels()) if not is_missing(value, problem_type)]
+
+
 def _encoded(table: Table, name: str, labels: LabelMap) -> np.ndarray:
     """The columns of a task (rows, columns); all NaN where the table lacks its column."""
     width = 1 if labels.problem_type == SINGLE_LABEL else labels.num_labels
     encoded = np.full((len(table), width), np.nan)
     if name in table.tasks:
         own = table.of_task(name)
-        rows = [i for i, value in enumerate(own.labels()) if not is_missing(value, labels.problem_type)]
+        rows = _labelled_rows(own, labels.problem_type)
         encoded[rows] = np.reshape(labels.encode_table(own.select(rows)), (len(rows), width))
     return encoded
 

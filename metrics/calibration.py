@@ -206,7 +206,7 @@ def num_folds(num_rows: int) -> int:
     return min(NUM_FOLDS, num_rows)
 
 
-def forget_temperatures(config) -> None:
+def forget_fitted(config) -> None:
     """Have a model answer as its weights say, for other weights shall come."""
     config.temperatures = None
     config.unimodal_temperatures = None
@@ -252,7 +252,7 @@ def evaluate_calibrated(
         ValueError: As `evaluate_subsets`.
     """
     config = (model if accelerator is None else accelerator.unwrap_model(model)).config
-    forget_temperatures(config)
+    forget_fitted(config)
     problem = problem_type(config)
     is_fitted = problem != "regression"  # of several tasks some may be
     predicted = predict_subsets(

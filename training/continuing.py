@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
-from metrics.calibration import forget_temperatures
+from metrics.calibration import forget_fitted
 from modeling_mmfusion import MMFusionForSequenceClassification
 from processing_mmfusion import MMFusionProcessor
 
@@ -73,7 +73,7 @@ def load_classifier(
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     for field, value in choices.items():
         setattr(config, field, value)
-    forget_temperatures(config)  # they are those of the weights as they were
+    forget_fitted(config)  # it belongs to the weights as they were
     model = load_weights(name, revision, config, FLAG, is_head_new=not keeps_head)
     if not keeps_head:
         torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)

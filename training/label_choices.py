@@ -8,11 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data import LabelMap
+from data.labels import LabelMap, listed
 
 BALANCED = "balanced"
 MOST = 10.0  # of the presence of a rare label, so that one row of a batch does not outweigh all the others
-MAX_LISTED = 30
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -40,8 +39,7 @@ def weigh_labels(args, model, rows, labels) -> list[str]:
         weights = named_weights(labels.names, args.class_weights)
     model.config.class_weights = weights
     shown = [f"{name} {weight:.3g}" for name, weight in zip(labels.names, weights, strict=True)]
-    more = f" and {len(shown) - MAX_LISTED} more" if len(shown) > MAX_LISTED else ""
-    return [f"weights in the loss: {', '.join(shown[:MAX_LISTED])}{more}"]
+    return [f"weights in the loss: {listed(shown)}"]
 
 
 def balanced_weights(labels: LabelMap, encoded: Sequence) -> list[float]:
@@ -74,7 +72,7 @@ def named_weights(names: Sequence[str], given: dict[str, float]) -> list[float]:
     if unknown := [name for name in given if name not in names]:
         raise ValueError(
             f"--class_weights {unknown[0]}={given[unknown[0]]:g}: the label {unknown[0]!r:.80} is not known. Allowed "
-            f"are {_listed(names)}"
+            f"are {listed(names)}"
         )
     return [given.get(name, 1.0) for name in names]
 
@@ -107,7 +105,7 @@ def in_order(args, rows, labels):
     numbers = {name: _number(name) for name in labels.names}
     if None in numbers.values():
         raise ValueError(
-            f"--ordinal: in which order the labels of `{rows.name}` stand ({_listed(labels.names)}) is not known, for "
+            f"--ordinal: in which order the labels of `{rows.name}` stand ({listed(labels.names)}) is not known, for "
             'they are no numbers: say it, lowest first, as in --label_order "bad,fair,good"'
         )
     return replace(labels, names=tuple(sorted(labels.names, key=numbers.get)))
@@ -117,7 +115,7 @@ def _given_order(names: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
     unknown, missing = [n for n in order if n not in names], [n for n in names if n not in order]
     if unknown or missing:
         wrong = f"{unknown[0]!r:.80} is no label" if unknown else f"the label {missing[0]!r:.80} is missing"
-        raise ValueError(f"--label_order {','.join(order)}: {wrong}; put all of {_listed(names)} in order")
+        raise ValueError(f"--label_order {','.join(order)}: {wrong}; put all of {listed(names)} in order")
     return tuple(order)
 
 
@@ -127,7 +125,3 @@ def _number(name: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (" …" if len(names) > MAX_LISTED else "")
