@@ -39,7 +39,7 @@ class Way:
         kind: `ours`, or `plain_trainer` for the usual late fusion in `transformers.Trainer`.
         flags: Of `train.py`.
         rows: Settings of the table: `num_rows`, `seconds` (shortest and longest sound), `missing` (share of the
-            sounds), `modalities`.
+            sounds), `gaps` (of each modality one cell in so many is empty), `modalities`.
         environment: Variables of its process.
     """
 
@@ -62,6 +62,7 @@ def like(way: Way, *flags: str, kind: str = "ours", **rows) -> Way:
 
 
 TEXT_AND_SOUND = like(FULL, num_rows=8, seconds=(10.0, 10.0), modalities=("text", "audio"))
+GAPS = like(FULL, num_rows=14, gaps=7)  # a seventh of each modality, as tables of users have them
 SMALL = like(TINY, "--cache_gib", "0", num_rows=256)  # opened cells are not kept: they would grow with the rows
 # Name -> (A, B, what the ratio says).
 PAIRS: dict[str, tuple[Way, Way, str]] = {
@@ -72,6 +73,9 @@ PAIRS: dict[str, tuple[Way, Way, str]] = {
     "plain_fp32": (like(FULL, kind="plain_trainer"), FULL, "ours : plain Trainer, both in float32"),
     "plain_bf16": (like(FULL, kind="plain_trainer"), like(FULL, "--mixed_precision", "bf16"),
                    "ours in bf16 : plain Trainer in float32"),
+    "gaps_fp32": (like(GAPS, kind="plain_trainer"), GAPS, "ours : plain Trainer, both in float32, rows with gaps"),
+    "gaps_bf16": (like(GAPS, kind="plain_trainer"), like(GAPS, "--mixed_precision", "bf16"),
+                  "ours in bf16 : plain Trainer in float32, rows with gaps"),
     "both_bf16": (like(FULL, "--mixed_precision", "bf16", kind="plain_trainer"),
                   like(FULL, "--mixed_precision", "bf16"), "ours : plain Trainer, both in bf16"),
     "checkpointed": (FULL, like(FULL, "--activation_checkpointing"), "activations computed again : kept"),
@@ -100,7 +104,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 # == What is trained on ===============================================================================================
 
 
-def make_rows(folder: Path, *, num_rows: int, seconds=(4.0, 4.0), missing=0.0, modalities=("text", "image", "audio")):
+def make_rows(
+    folder: Path, *, num_rows: int, seconds=(4.0, 4.0), missing=0.0, gaps=0, modalities=("text", "image", "audio")
+):
     """A table of noise: `train.csv` and its files, of pictures 224 pixels a side and sounds of 16 kHz."""
     import csv
 
@@ -122,6 +128,8 @@ def make_rows(folder: Path, *, num_rows: int, seconds=(4.0, 4.0), missing=0.0, m
                 count = round(noise.uniform(*seconds) * 16_000)
                 soundfile.write(folder / cells["audio"], noise.normal(0, 0.1, count).clip(-1, 1), 16_000)
             cells["audio"] = cells["audio"] if has_audio else ""
+            if gaps and row % gaps < len(modalities):  # never two in a row
+                cells[modalities[row % gaps]] = ""
             writer.writerow([*(cells[name] for name in modalities), WORDS[row % 4]])
     lines = (folder / "train.csv").read_text().splitlines(keepends=True)
     (folder / "validation.csv").write_text("".join(lines[:5]))

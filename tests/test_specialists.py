@@ -22,7 +22,7 @@ from metrics.subsets import Predictions
 from training import specialists
 from training.arguments import BASELINES, parse_args
 from training.interruption import Signals, Stopped
-from training.specialists import claimed, command_of, refuse_processes, train_specialist
+from training.specialists import claimed, command_of, refuse_processes, remedies, train_specialist
 
 make = test_card.make  # its fixture: files of a model folder
 SIX = ["text", "image", "audio", "text+image", "text+audio", "image+audio"]
@@ -243,6 +243,14 @@ def test_only_what_chance_does_not_explain_is_warned_of():
         "interval): accuracy 67.0% against 62.0% on the 430 rows that have something of it."
     )
     assert all_of_it.startswith("the specialist for `image` is better than the fused model given all that a row has")
+
+
+def test_a_specialist_that_is_better_can_lend_its_tower():
+    (sentence,) = remedies(BASELINES_OF_A_RUN, Path("m-baselines"))
+    assert "--text_model_name_or_path m-baselines/text --text_learning_rate 0, and --cache_features" in sentence
+    assert "image" not in sentence, "given the same, the fused model is as good as this one"
+    level = {name: {**result, "interval": [-0.01, 0.01]} for name, result in BASELINES_OF_A_RUN.items()}
+    assert remedies(level, Path("m-baselines")) == []
 
 
 def test_the_comparison_is_laid_out_as_a_table():

@@ -306,6 +306,31 @@ def test_pretrained_towers_start_from_their_folders_and_keep_the_group_norm_rule
     }  # fmt: skip
 
 
+def test_a_tower_can_be_that_of_an_mmfusion_model(trained, demo_flags, tmp_path):
+    """So that each modality can be learnt alone before the fusion."""
+    frozen = ["--audio_model_name_or_path", trained, "--audio_learning_rate", "0", "--on_bad_cell", "drop",
+              "--text_column", "none"]  # fmt: skip
+    assert run(demo_flags, tmp_path / "m", *frozen) == 0
+    (before, processor), (after, processor_after) = (
+        load_model(str(folder), device="cpu") for folder in (trained, tmp_path / "m")
+    )
+    assert are_equal(after.mmfusion.audio_encoder.state_dict(), before.mmfusion.audio_encoder.state_dict())
+    assert after.config.modalities == ("image", "audio"), "the image tower is a new one"
+    vision = after.mmfusion.vision_encoder.state_dict()
+    assert not are_equal(vision, before.mmfusion.vision_encoder.state_dict())
+    assert processor_after.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
+    assert read_json(tmp_path / "m" / "training_config.json")["base_models"] == {"audio": trained.name}
+
+
+def test_a_tower_that_an_mmfusion_model_does_not_have_is_refused(texts, demo_flags, tmp_path, capfd):
+    assert run(texts, tmp_path / "specialist") == 0
+    fresh()
+    assert run(demo_flags, tmp_path / "m", "--audio_model_name_or_path", tmp_path / "specialist") == 1
+    said = capfd.readouterr().err
+    assert f"--audio_model_name_or_path {tmp_path / 'specialist'}: this model has no such tower; it reads text" in said
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_frozen_tower_stays_bit_for_bit_while_the_others_learn(demo_flags, towers, tmp_path):
     flags = [*pretrained_flags(towers, image="resnet"), "--image_learning_rate", "0", "--warmup_ratio", "0"]
     assert run(demo_flags, tmp_path / "m", *flags) == 0

@@ -90,7 +90,8 @@ def _add_model(group):
     for kind in ("text", "image", "audio"):
         add(
             f"--{kind}_model_name_or_path",
-            help=f"pretrained {kind} tower: Hub id or folder, or `none` for a model without; default: the preset's",
+            help=f"pretrained {kind} tower: Hub id or folder, of an MMFusion model its own one, or `none` for a model "
+            "without; default: the preset's",
         )
     add("--fusion_type", choices=FUSION_TYPES, help="how the modalities become one vector; default: cross_attention")
     add("--fusion_hidden_size", type=number(int, 8), help="width of the fusion; default: 128 for tiny, 512 for base")

@@ -100,7 +100,23 @@ def compare_with_specialists(args, accelerator, run_id: str, words: Sequence[str
     say(accelerator, format_comparison(metrics["baselines"]))
     for sentence in comparison_warnings(metrics["baselines"]):
         say(accelerator, f"warning: {sentence}")
+    for sentence in remedies(metrics["baselines"], folder):
+        say(accelerator, sentence)
     return True
+
+
+def remedies(baselines: dict[str, dict], folder: Path) -> list[str]:
+    """What to do where specialists of one modality are better: fuse their towers, as these have learnt more alone.
+
+    Args:
+        baselines: Name -> what `measured` gives.
+        folder: Of the specialists.
+    """
+    better = [name for name, result in baselines.items() if "+" not in name and (result["interval"] or [0, 0])[1] < 0]
+    if not better:
+        return []
+    flags = " ".join(f"--{name}_model_name_or_path {folder / name} --{name}_learning_rate 0" for name in better)
+    return [f"What they have learnt can be fused: train another model with {flags}, and --cache_features to be quick."]
 
 
 def opened_rows(args) -> tuple:

@@ -31,8 +31,10 @@ from transformers import (
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from cli.arguments import first_line
-from modeling_mmfusion import build_tower, load_tower, max_text_tokens
+from configuration_mmfusion import MMFusionConfig
+from modeling_mmfusion import TOWERS, build_tower, load_tower, max_text_tokens
 from processing_mmfusion import MMFusionProcessor
+from training.continuing import load_config, load_processor, load_weights
 
 BASE = {
     "text": "google-bert/bert-base-uncased",
@@ -129,6 +131,10 @@ def load_pretrained(modality: str, name: str) -> tuple:
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"{flag}: there is no such folder")
     with _one_sentence(flag, "configuration"):
+        settings, _ = PreTrainedConfig.get_config_dict(name)
+    if settings.get("model_type") == MMFusionConfig.model_type:
+        return load_part(modality, name)
+    with _one_sentence(flag, "configuration"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not _is_of_kind(config, modality):
         raise ValueError(
@@ -140,6 +146,16 @@ def load_pretrained(modality: str, name: str) -> tuple:
         _check_vocabulary(flag, part, config)
     with _one_sentence(flag, "weights"):
         return part, load_tower(name)
+
+
+def load_part(modality: str, name: str) -> tuple:
+    """The same out of an MMFusion model, which may be a specialist that was trained on this modality alone."""
+    flag = f"--{modality}_model_name_or_path"
+    config = load_config(name, flag=flag)
+    if modality not in config.modalities:
+        raise ValueError(f"{flag} {name}: this model has no such tower; it reads {', '.join(config.modalities)}")
+    part = getattr(load_processor(name, flag=flag), PREPROCESSORS[modality].replace(" ", "_"))
+    return part, getattr(load_weights(name, None, config, flag).mmfusion, TOWERS[modality])
 
 
 def load_preprocessor(modality: str, name: str, config: PreTrainedConfig):
