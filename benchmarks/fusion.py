@@ -3,6 +3,8 @@
     python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/fusion                      # days on two cores
     python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/fusion --design one_at_a_time \\
         --data_sets emotion7 --budget quick                                                     # two hours on one
+    python benchmarks/fusion.py --data_dir $DATA --work_dir outputs/heads --data_sets digits --budget quick \\
+        --towers outputs/digits-baselines                                                       # an hour, full grid
 
 Each cell of the table is a training of `train.py` in a process of its own and the metrics of its held-out rows; the
 specialists are the same with the columns of their modalities alone. A training that was done is not done again, one
@@ -72,6 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="default: 0 1 2")
     add("--budget", choices=BUDGETS, default="full", help="rows and epochs of every training; default: full")
     add("--text_tower", help="emotion7: folder or Hub id of the frozen text tower; default: a tiny one that learns")
+    add("--towers", type=Path, help="folder with a model or tower for each modality, `text`, `image` and `audio`, as "
+        "--with_baselines of train.py leaves it: these towers are frozen, and run once for each cell; default: towers "
+        "that learn")  # fmt: skip
     add("--train_flags", nargs=argparse.REMAINDER, default=[], help="all that follows goes to every training")
     add("--output_file", type=Path, help="also write the JSON object here; default: do not")
     return parser.parse_args(argv)
@@ -107,9 +112,12 @@ def flags_of(training: dict, args: argparse.Namespace) -> list[str]:
     flags += ["--balance", training["balance"], "--seed", str(training["seed"]), "--no-check_cells"]
     for modality, column in COLUMNS[data_set].items():
         flags += [f"--{modality}_column", column if modality in modalities else "none"]
-        is_asked = modality != "text" or args.text_tower is not None
-        if modality in modalities and is_asked:
+        if modality in modalities and args.towers is not None:
+            flags += [f"--{modality}_model_name_or_path", str(args.towers.resolve() / modality)]
+            flags += [f"--{modality}_learning_rate", "0"]
+        elif modality in modalities and (modality != "text" or args.text_tower is not None):
             flags += OF_A_TOWER.get(data_set, {}).get(modality, ())
+    flags += ["--cache_features"] if args.towers is not None else []
     places = {"data": args.data_dir.resolve(), "text_tower": args.text_tower}
     return [flag.format(**places) for flag in flags] + args.train_flags
 

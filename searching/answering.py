@@ -8,7 +8,7 @@ from cli.files import replacing
 from cli.scored import WRITERS, refuse_taken_names
 from metrics.vectors import embed_rows
 from searching.build import batches_of, open_rows
-from searching.nearest import SCORE_DECIMALS, nearest
+from searching.nearest import nearest, ranked
 from searching.reader import Reader, reader_of, warn_of_untrained
 from searching.store import FUSED, Index, View, open_index
 
@@ -52,19 +52,6 @@ def warn_across(index: Index, view: View, given: set[str]):
     compared = set(index.model["modalities"] if view.name == FUSED else view.name.split("+"))
     if given != compared:
         warn_of_untrained(index.model["contrastive_weight"], index.model["name"])
-
-
-def ranked(index: Index, view: View, scores: "np.ndarray", places: "np.ndarray") -> list[dict[str, Any]]:
-    """Give the rows that were found, with their ranks and scores."""
-    rows = index.rows(view.positions[places])
-    return [
-        {
-            "rank": rank,
-            "score": round(float(score), SCORE_DECIMALS),
-            **{key: row[key] for key in ("row", "file", "cells")},
-        }
-        for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
-    ]
 
 
 def describe(answers: list[dict[str, Any]]) -> str:

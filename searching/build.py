@@ -39,7 +39,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
             graphs = {name: write_graph(view, folder / file_names(name)["graph"]) for name, view in written.items()}
         content = {
             "model": reader.describe(),
-            "table": {"name": table.name, "num_rows": len(table)},
+            "table": {"name": table.name, "num_rows": len(table), "columns": table.columns},
             "width": reader.model.config.hidden_size,
             "dtype": args.dtype,
             "views": {

@@ -6,15 +6,15 @@ after the other, so that memory stays flat, and vectors kept as float16 are wide
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from metrics.retrieval import SCORE_DECIMALS
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from searching.store import View
+    from searching.store import Index, View
 
+# As in metrics/retrieval.py, which the app, that searches too, does not have: one text in two batches differs by 1e-7.
+SCORE_DECIMALS = 6
 STRETCH_BYTES = 64 * 2**20  # of vectors that are in memory at once
 NUM_LINKS = 32  # of a vector in the graph; 16 to 64 are usual, more are slower to build and more exact
 EF_CONSTRUCTION, EF_SEARCH = 200, 128  # candidates that are looked at
@@ -60,6 +60,29 @@ def nearest(
     cosines = cosines.clip(-1, 1).round(SCORE_DECIMALS)
     order = np.lexsort((places, -cosines), axis=1)
     return np.take_along_axis(cosines, order, 1), np.take_along_axis(places, order, 1)
+
+
+def ranked(index: "Index", view: "View", scores: "np.ndarray", places: "np.ndarray") -> list[dict[str, Any]]:
+    """Give the rows that were found, with their ranks and scores.
+
+    Args:
+        index: that was searched.
+        view: one kind of its vectors.
+        scores: (K,), best first.
+        places: (K,), in the view.
+
+    Returns:
+        Of each row `rank` (from 1), `score` (cosine), `row` (from 1), `file` and `cells`, its own columns.
+    """
+    rows = index.rows(view.positions[places])
+    return [
+        {
+            "rank": rank,
+            "score": round(float(score), SCORE_DECIMALS),
+            **{key: row[key] for key in ("row", "file", "cells")},
+        }
+        for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
+    ]
 
 
 def _exactly(view: "View", queries: "np.ndarray", top_k: int) -> tuple["np.ndarray", "np.ndarray"]:

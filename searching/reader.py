@@ -1,7 +1,5 @@
 """The model of an index: loaded as a stranger loads it, and told from all others by what decides its vectors."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cli.loading import load_pipeline
 from metrics.subsets import subset_name
 from metrics.vectors import embed_batch, in_use, refuse_broken
+from searching.identity import check_model, fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,37 +101,8 @@ def reader_of(
 
 
 def check_same(index: "Index", reader: Reader):
-    """Refuse a model other than the one that made an index: their vectors cannot be compared."""
-    if fingerprint(reader.model, reader.processor) != index.model["fingerprint"]:
-        at = f" at revision {index.model['revision']}" if index.model["revision"] else ""
-        raise ValueError(
-            f"the index `{index.folder}` was made with another model than `{reader.name}` is now: with "
-            f"`{index.model['name']}`{at} as it was then. Give that one (`--model`), or build the index again."
-        )
-
-
-def fingerprint(model, processor) -> str:
-    """Give a hash of what decides the vectors: all weights, and how inputs are prepared for them.
-
-    Not the folder's name, and nothing that changes with the version of a library.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    image_processor = processor.image_processor
-    prepared = {
-        "fusion": [getattr(model.config, name, None) for name in ("fusion_type", "num_attention_heads")],
-        "rate": processor.audio_sampling_rate,
-        "max_text_length": processor.max_text_length,
-        "max_audio_seconds": processor.max_audio_seconds,
-        "vocabulary": None if processor.tokenizer is None else sorted(processor.tokenizer.get_vocab().items()),
-        "image": [str(getattr(image_processor, name, None)) for name in ("size", "image_mean", "image_std")],
-    }
-    digest.update(json.dumps(prepared, sort_keys=True).encode())
-    return digest.hexdigest()
+    """Refuse a model other than the one that made an index; see `check_model`."""
+    check_model(index, reader.name, reader.model, reader.processor)
 
 
 def contrastive_weight(config) -> float:

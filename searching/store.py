@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.files import write_json
-from metrics.subsets import MODALITIES, Subset, subset_name
+from data.table import MODALITIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def file_names(view: str) -> dict[str, str]:
     return {"vectors": f"vectors-{view}.npy", "positions": f"positions-{view}.npy", "graph": f"graph-{view}.faiss"}
 
 
-def read_views(text: str, modalities: Sequence[str]) -> dict[str, Subset]:
+def read_views(text: str, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Read what `--by` says: names joined by commas, each `fused` or modalities joined by plus signs.
 
     Args:
@@ -59,7 +59,7 @@ def read_views(text: str, modalities: Sequence[str]) -> dict[str, Subset]:
                 "some of these joined by `+`, several of such names by commas."
             )
         subset = tuple(modality for modality in MODALITIES if modality in subset)
-        views[FUSED if set(subset) == set(modalities) else subset_name(subset)] = subset
+        views[FUSED if set(subset) == set(modalities) else "+".join(subset)] = subset
     return views
 
 

@@ -6,8 +6,10 @@ FastAPI, because one address takes JSON and forms, and a wrong one shall get our
 
 import asyncio
 import json
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -44,6 +46,8 @@ def make_router(service: Service, options: Options, info: dict[str, Any]) -> API
     router = APIRouter()
     add_questions(router, service, options)
     add_explain(router, service, options, info["labels"])
+    if service.gallery is not None:
+        add_search(router, service, options, info["id"])
     add_description(router, info)
     add_operations(router, service)
     return router
@@ -111,6 +115,31 @@ def add_explain(router: APIRouter, service: Service, options: Options, labels: l
         asked = {"label": label, "details": details}
         asked |= {"method": method, "num_steps": num_steps} if details else {}  # the same questions share a call
         return answered(request, explanation=await service.ask(given, "explain", **asked))
+
+
+def add_search(router: APIRouter, service: Service, options: Options, model: str) -> None:
+    """Add what only a server with an index can answer; without one there is no such address."""
+
+    @router.post(
+        "/v1/search", summary="Find the rows that are like a sample", openapi_extra=schemas.sample_body(),
+        responses={200: {"model": schemas.Found}, **schemas.error_responses(*SAMPLE_ERRORS)},
+    )  # fmt: skip
+    async def search(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=50, description="rows to give, best first")] = 10,
+    ) -> Response:
+        """Which rows of the server's index are nearest to the sample? Give any subset of text, picture and sound."""
+        vectors = await service.ask(await read_one(request, options), "embed")
+        if vectors.keys() == {"fused"}:
+            raise BadInput("nothing_given", "the text holds no word that the model reads: nothing to look for.")
+        found = await service.find(np.array(vectors["fused"], np.float32), top_k)
+        return answered(request, results=[row_of_json(row) for row in found], model=model)
+
+
+def row_of_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Make a row fit for JSON: a date goes as text, NaN as null; of its file nobody learns the folder."""
+    cells = json.loads(json.dumps(row["cells"] or {}, default=str), parse_constant=lambda _: None)
+    return {**row, "file": PurePath(row["file"]).name, "cells": cells}
 
 
 def add_description(router: APIRouter, info: dict[str, Any]) -> None:

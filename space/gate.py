@@ -28,7 +28,8 @@ from space.service import Service
 log = logging.getLogger("mmfusion")
 
 ROUTES = (
-    "/v1/predict", "/v1/predict/batch", "/v1/embed", "/v1/explain", "/v1/model", "/healthz", "/readyz", "/metrics"
+    "/v1/predict", "/v1/predict/batch", "/v1/embed", "/v1/explain", "/v1/search", "/v1/model", "/healthz", "/readyz",
+    "/metrics",
 )  # fmt: skip
 OPEN_PATHS = ("/healthz", "/readyz")  # an orchestrator has no token
 PAGE_CALL = re.compile(r"/gradio_api/(?:call|run|api)/(?:v2/)?([^/]+)/?")

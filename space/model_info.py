@@ -2,20 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.scored import label_thresholds
 from space.options import Options
 from space.tasks import can_explain
 
+if TYPE_CHECKING:
+    from space.gallery import Gallery
 
-def model_info(pipeline, options: Options, name: str) -> dict[str, Any]:
+
+def model_info(pipeline, options: Options, name: str, gallery: "Gallery | None" = None) -> dict[str, Any]:
     """Describe the model as `GET /v1/model` and the page show it.
 
     Args:
         pipeline: the loaded pipeline.
         options: the limits, and the revision that was asked for.
         name: folder or Hub id that it was loaded from.
+        gallery: the rows of its index; None: there is none.
     """
     config, processor = pipeline.model.config, pipeline.processor
     is_folder = Path(name).is_dir()
@@ -29,6 +33,7 @@ def model_info(pipeline, options: Options, name: str) -> dict[str, Any]:
         "problem_type": problem_type(config),
         "thresholds": label_thresholds(config),
         "can_explain": can_explain(pipeline),
+        "index": None if gallery is None else {"num_rows": len(gallery)},
         "limits": {
             "max_body_bytes": options.max_body_bytes,
             "max_text_chars": options.max_text_chars,

@@ -35,6 +35,8 @@ class Options:
     max_audio_seconds: float = 300.0
     max_rows: int = 64
     max_table_rows: int = 1_000
+    index: str | None = None
+    index_media: str | None = None
     feedback_folder: str | None = None
     feedback_dataset: str | None = None
     feedback_media: bool = True
@@ -53,6 +55,8 @@ def parse_options(argv: list[str] | None = None, environment: Mapping[str, str] 
     values = vars(parser.parse_args(argv))
     if values["feedback_dataset"] and not values["feedback_folder"]:
         parser.error("--feedback_dataset needs --feedback_folder, where feedback waits until it is committed")
+    if values["index_media"] and not values["index"]:
+        parser.error("--index_media needs --index, whose rows name the files")
     tokens = tuple(filter(None, map(str.strip, environment.get("MMFUSION_API_TOKENS", "").split(","))))
     origins = tuple(filter(None, map(str.strip, values.pop("allow_origins").split(","))))
     return Options(**values, allow_origins=origins, api_tokens=tokens)
@@ -97,6 +101,10 @@ def make_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("max_audio_seconds", 300.0, number(float, 0.025), help="seconds of one sound; default: 300")
     add("max_rows", 64, number(int, 1), help="samples of one batch request; default: 64")
     add("max_table_rows", 1_000, number(int, 1), help="rows of one table on the page; default: 1000")
+    add("index", None, help="folder that `search.py build` wrote with the same model: page and /v1/search find its "
+        "rows and give all their columns; default: none")  # fmt: skip
+    add("index_media", None, help="folder that paths in these rows are relative to; the page shows its pictures and "
+        "sounds small; default: none, names alone")  # fmt: skip
     add("feedback_folder", None, help="folder for what visitors say of the answers, which train.py reads; default: "
         "none, visitors are not asked")  # fmt: skip
     add("feedback_dataset", None, help="private data set on the Hub, owner/name, to which feedback is committed every "

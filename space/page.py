@@ -123,7 +123,7 @@ class Page:
 
     def said_in(self, visit: Visit) -> dict:
         """Say everything in the visit's language, what was answered, too."""
-        return self.words.said_in(visit.language) | self.try_tab.shown(visit)
+        return self.words.said_in(visit.language) | self.try_tab.shown(visit) | self.try_tab.found(visit)
 
     # -- serving ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from space.inputs import read_sample
 from space.options import Options
 from space.page_examples import Examples
 from space.page_feedback import FeedbackForm
-from space.page_parts import RawAudio, RawImage, RawTextbox, Words, both, refused
+from space.page_gallery import GalleryRow, gallery_panel
+from space.page_parts import RawAudio, RawImage, RawTextbox, Trouble, Words, both, refused
 from space.page_visit import MODALITIES, Visit, answer_panel, detail_panels, shares_panels
 from space.service import Service
 from space.texts import tell
@@ -45,6 +46,7 @@ class TryTab:
         self, service: Service, options: Options, info: dict[str, Any], words: Words, feedback: FeedbackForm | None
     ):
         self.service, self.options, self.info, self.words, self.feedback = service, options, info, words, feedback
+        self.gallery = None if service.gallery is None else GalleryRow(service)
         self.examples = Examples(info)
 
     # -- what is seen -------------------------------------------------------------------------------------------------
@@ -59,6 +61,8 @@ class TryTab:
                 with gr.Column(visible=False) as self.result:
                     self._build_shares()
         with gr.Column(visible=False) as self.below:
+            if self.gallery is not None:
+                self.gallery.build()
             self._build_details()
             if self.feedback is not None:
                 self.feedback.build(self.words)
@@ -130,11 +134,14 @@ class TryTab:
         shown += self.feedback.components if self.feedback else []
         private = {"api_visibility": "private", "concurrency_id": "page", "concurrency_limit": self._many}
         explaining = {**private, "concurrency_id": "why", "show_progress": "hidden", "trigger_mode": "multiple"}
+        finding = {**explaining, "concurrency_id": "nearest"}
 
         def classified_by(event: Any, **more: Any) -> None:
             asked = event(self.on_classify, [visit, *inputs], shown, show_progress_on=[self.answer], **private, **more)
             asked.then(None, js=SHOW_ANSWER)
             asked.then(self.on_explain, [visit], shown, **explaining)
+            if self.gallery is not None:
+                asked.then(self.gallery.on_search, [visit], self.gallery.panel, **finding)
 
         classified_by(self.classify.click)
         classified_by(self.text.submit)
@@ -145,7 +152,9 @@ class TryTab:
         chosen.then(self.on_explain, [visit], shown, **explaining)
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for switch in self.switches.values():
-            switch.input(self.on_switch, [visit, *self.switches.values()], self.answer, **quick)
+            turned = switch.input(self.on_switch, [visit, *self.switches.values()], self.answer, **quick)
+            if self.gallery is not None:
+                turned.then(self.gallery.on_search, [visit], self.gallery.panel, **finding)
         self.clear.click(self.on_clear, [visit], [*inputs, *shown], **quick)
         if self.feedback is not None:
             self.feedback.wire(visit)
@@ -158,18 +167,26 @@ class TryTab:
     def panels(self) -> list[gr.HTML]:
         return [
             self.answer, self.disagreement, self.contributions, self.alone,
-            self.inside, self.word_view, self.heat, self.wave,
+            self.inside, self.word_view, self.heat, self.wave, *([] if self.gallery is None else [self.gallery.panel]),
         ]  # fmt: skip
 
     async def on_classify(self, visit: Visit, text: Any, image: Any, audio: Any) -> dict:
         run = visit.begin({"text": text, "image": image, "audio": audio})
-        answer, refusal = await refused(self.service.ask(visit.given))
+        (ranked, vectors), refusal = await self._answer(visit.given)
         if visit.run != run:
             return self.unchanged
-        visit.ranked, visit.refusal = answer, refusal and refusal.said
+        visit.ranked, visit.vectors, visit.refusal = ranked, vectors, refusal and refusal.said
         return (
             self.shown(visit) | self.start_of(visit) | {self.visit: visit}
         )  # given back, so that its time starts anew
+
+    async def _answer(self, given: dict[str, Any]) -> tuple[tuple[list[dict] | None, dict], Trouble | None]:
+        """Give the ranked labels, with vectors where there is an index to look in, or why there are none."""
+        if self.gallery is None:
+            ranked, refusal = await refused(self.service.ask(given))
+            return (ranked, {}), refusal
+        answer, refusal = await refused(self.service.ask(given, "predict_with_vectors"))
+        return answer or (None, {}), refusal
 
     async def on_explain(self, visit: Visit) -> AsyncIterator[dict]:
         """Give the shares, then the details; a newer run ends this one.
@@ -264,7 +281,11 @@ class TryTab:
         off = {switch: gr.update(value=False, interactive=False) for switch in self.switches.values()}
         form = self.feedback.start_of(visit) if self.feedback else {}
         seen = gr.update(visible=visit.ranked is not None)
-        return {self.result: seen, self.below: seen, self.label: best, **off, **form}
+        return {self.result: seen, self.below: seen, self.label: best, **off, **form, **self.found(visit)}
+
+    def found(self, visit: Visit) -> dict:
+        """Give the rows of the index; not among the panels that an explanation brings, for it may overtake them."""
+        return {} if self.gallery is None else {self.gallery.panel: gallery_panel(visit)}
 
     def switched(self, visit: Visit) -> dict:
         """Give the switches of what the sample has, turned on."""

@@ -8,10 +8,15 @@ about the answer that was really given.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from space import views, views_pictures
 from space.texts import tell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from space.gallery import Card
 
 MODALITIES = ("text", "image", "audio")
 
@@ -33,6 +38,9 @@ class Visit:
         is_looking: details are on their way.
         heat, peaks: pictures of the details.
         off: modalities that are turned off.
+        vectors: of each subset of the sample, where the server has an index to look in.
+        cards: the rows of the index that are nearest to what is turned on; None: not there yet.
+        cards_trouble: why there are none, in each language.
         batch: what stops the batch that runs; None: there is none.
     """
 
@@ -49,11 +57,15 @@ class Visit:
     heat: str | None = None
     peaks: list[float] = field(default_factory=list)
     off: set[str] = field(default_factory=set)
+    vectors: "dict[str, np.ndarray]" = field(default_factory=dict)
+    cards: "list[Card] | None" = None
+    cards_trouble: dict[str, str] | None = None
     batch: threading.Event | None = None
 
     def begin(self, given: dict[str, Any]) -> int:
         """Forget the last sample, and give the number of the new run."""
         self.given, self.ranked, self.refusal, self.off = given, None, None, set()
+        self.vectors, self.cards, self.cards_trouble = {}, None, None
         return self.explain(None)
 
     def explain(self, label: str | None) -> int:

@@ -53,6 +53,20 @@ class Explanation(BaseModel):
     request_id: str
 
 
+class FoundRow(BaseModel):
+    rank: int = Field(description="from 1")
+    score: float = Field(description="the cosine of both vectors, from -1 to 1")
+    row: int = Field(description="number of the row in its file, from 1")
+    file: str = Field(description="of the table, without its folder")
+    cells: dict[str, Any] = Field(description="the table's own columns, but for pictures and sounds that lie in it")
+
+
+class Found(BaseModel):
+    results: list[FoundRow] = Field(description="best first; fewer where the index has fewer rows")
+    model: str
+    request_id: str
+
+
 class Limits(BaseModel):
     max_body_bytes: int = Field(description="of one request, files included")
     max_text_chars: int
@@ -61,6 +75,10 @@ class Limits(BaseModel):
     heard_audio_seconds: float | None = Field(description="what comes later is not heard")
     max_rows: int = Field(description="samples of a batch request")
     timeout_seconds: float
+
+
+class IndexInfo(BaseModel):
+    num_rows: int
 
 
 class ModelInfo(BaseModel):
@@ -75,6 +93,7 @@ class ModelInfo(BaseModel):
         description="of a multi-label model: the probability from which on each label is predicted; null: 0.5"
     )
     can_explain: bool
+    index: IndexInfo | None = Field(description="what /v1/search looks in; null: there is none, and no such address")
     limits: Limits
     metrics: dict[str, Any] | None = Field(
         description="of each subset of the modalities, from the run that trained it"

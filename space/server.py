@@ -45,7 +45,7 @@ def make_app(service: Service, options: Options, name: str) -> FastAPI:
             yield
         await asyncio.to_thread(page.close)
 
-    info = model_info(service.pipeline, options, name)
+    info = model_info(service.pipeline, options, name, service.gallery)
     page = Page(service, options, info, read_card(name, options.revision), make_store(options, info))
     page_calls = {call.api_name for call in page.blocks.fns.values() if call.api_visibility != "private"}
     app = FastAPI(title="MMFusion", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from space.batching import Batcher
 from space.errors import Refusal
@@ -19,6 +19,11 @@ from space.inputs import check_sample, open_sample
 from space.options import Options
 from space.tasks import TASKS, is_slow, warm_up_sample
 from space.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from space.gallery import Card, Gallery
 
 log = logging.getLogger("mmfusion")
 
@@ -35,6 +40,7 @@ class Service:
         pipeline: the loaded pipeline; its processor opens files.
         options: limits, batch size, window, time.
         telemetry: where numbers go; None: a new one.
+        gallery: the rows of the model's index; None: there is none.
 
     Attributes:
         is_draining: the gate takes no new work; what has passed it is answered.
@@ -44,8 +50,10 @@ class Service:
         num_inside: samples that wait or run.
     """
 
-    def __init__(self, pipeline, options: Options, telemetry: Telemetry | None = None):
-        self.pipeline, self.options = pipeline, options
+    def __init__(
+        self, pipeline, options: Options, telemetry: Telemetry | None = None, *, gallery: "Gallery | None" = None
+    ):
+        self.pipeline, self.options, self.gallery = pipeline, options, gallery
         self.telemetry = telemetry or Telemetry()
         self.is_warm = self.is_draining = False
         self.broken: str | None = None
@@ -60,6 +68,7 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self._openers = ThreadPoolExecutor(NUM_OPENERS, "opener")
         self._opener_slots = asyncio.Semaphore(NUM_OPENERS)
+        self._finder = ThreadPoolExecutor(1, "finder")  # starts no thread as long as nothing is looked for
         self._fast = self._make_batcher(self.options.max_batch_size)
         self._slow = self._make_batcher(1)  # row by row in any case: together, all would wait for the last one
         # The first call pays for what is made lazily, and no visitor does.
@@ -73,6 +82,7 @@ class Service:
         self._fast.close()
         self._slow.close()
         self._openers.shutdown(wait=False, cancel_futures=True)
+        self._finder.shutdown(wait=False, cancel_futures=True)
 
     def _make_batcher(self, max_batch_size: int) -> Batcher:
         return Batcher(
@@ -144,9 +154,14 @@ class Service:
     async def _ask_one(self, given: Mapping[str, Any] | Refusal, task: str, options: dict[str, Any]) -> Any:
         if isinstance(given, Refusal):
             return given
+        async with self._in_time():
+            return await self._answer(given, task, options)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.options.timeout_seconds):
-                return await self._answer(given, task, options)
+                yield
         except TimeoutError:
             told = f"no answer within {self.options.timeout_seconds:g} s: try again, or send less."
             raise Refusal("timeout", told) from None
@@ -170,6 +185,28 @@ class Service:
             return await self.loop.run_in_executor(self._openers, open_sample, present, processor, self.options)
         finally:
             self._num_opening -= 1
+
+    # -- the rows of an index -----------------------------------------------------------------------------------------
+
+    async def find(self, vector: "np.ndarray", top_k: int) -> list[dict[str, Any]]:
+        """Give the rows of the index that are nearest to a vector; see `Gallery.find`.
+
+        Raises:
+            Refusal: It took too long.
+        """
+        return await self._in_gallery(self.gallery.find, vector, top_k)
+
+    async def find_cards(self, vector: "np.ndarray") -> "list[Card]":
+        """Give what the page shows of these rows; see `Gallery.cards`, and `find`."""
+        return await self._in_gallery(self.gallery.cards, vector)
+
+    async def _in_gallery(self, call: Callable[..., list], *args: Any) -> list:
+        try:
+            async with self._in_time():
+                return await self.loop.run_in_executor(self._finder, call, *args)
+        except Refusal as refusal:
+            self.telemetry.refusals.labels(refusal.code).inc()
+            raise
 
     # -- in the model's thread ----------------------------------------------------------------------------------------
 

@@ -4,18 +4,59 @@ The service calls a task with as many samples as are waiting, from one thread; a
 """
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from space.errors import Refusal
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Sample = dict[str, Any]
+MODALITIES = ("text", "image", "audio")
+# Subset -> which columns of a `modality_mask` it has.
+SUBSETS = {
+    "+".join(itertools.compress(MODALITIES, keep)): keep
+    for keep in itertools.product((False, True), repeat=len(MODALITIES))
+    if any(keep)
+}
 
 
 def predict(pipeline, samples: list[Sample]) -> list[list[dict]]:
     """Give all labels with their scores, best first: what the pipeline says of each sample alone."""
     logits = pipeline.forward(model_inputs(pipeline, samples))["logits"]
     return [pipeline.postprocess({"logits": row[None]}) for row in logits]
+
+
+def predict_with_vectors(pipeline, samples: list[Sample]) -> list[tuple[list[dict], dict[str, "np.ndarray"]]]:
+    """Give what `predict` gives, and the vectors of every subset of what the sample has; the towers run once."""
+    import torch
+
+    model = pipeline.model
+    inputs = {name: value.to(model.device) for name, value in model_inputs(pipeline, samples).items()}
+    with torch.inference_mode():
+        encoded = model.encode(**inputs)
+        logits = model(encoder_outputs=encoded).logits.cpu()
+        vectors = subset_vectors(model.base_model, encoded)
+    ranked = [pipeline.postprocess({"logits": row[None]}) for row in logits]
+    return list(zip(ranked, vectors, strict=True))
+
+
+def subset_vectors(base, encoded) -> list[dict[str, "np.ndarray"]]:
+    """Give of each sample unit vectors (D,) called "text", "text+audio" and so on; a text without a token has none."""
+    import torch
+
+    presence = encoded.modality_mask  # (B, M)
+    vectors: list[dict[str, np.ndarray]] = [{} for _ in presence]
+    for name, columns in SUBSETS.items():
+        keep = torch.tensor(columns, device=presence.device)
+        (rows,) = presence[:, keep].all(dim=1).nonzero(as_tuple=True)
+        if len(rows):
+            fused = unit(base.fuse(encoded, keep.expand_as(presence)).pooler_output[rows]).cpu().numpy()
+            for row, vector in zip(rows.tolist(), fused, strict=True):
+                vectors[row][name] = vector
+    return vectors
 
 
 def embed(pipeline, samples: list[Sample]) -> list[dict[str, list[float]]]:
@@ -106,4 +147,6 @@ def warm_up_sample(processor) -> Sample:
     return {name: sample[name] for name in processor.modalities}
 
 
-TASKS: dict[str, Callable[..., list]] = {"predict": predict, "embed": embed, "explain": explain}
+TASKS: dict[str, Callable[..., list]] = {
+    "predict": predict, "predict_with_vectors": predict_with_vectors, "embed": embed, "explain": explain
+}  # fmt: skip

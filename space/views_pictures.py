@@ -48,12 +48,17 @@ def heat_picture(picture: "Image.Image", scores: Sequence[Sequence[float]], box:
     return Image.fromarray((ground * (1 - alpha) + colour * alpha).round().astype(np.uint8))
 
 
-def fitted(picture: "Image.Image") -> "Image.Image":
-    """Bring a picture to the size in which it is shown; a tiny one is enlarged without being smoothed away."""
+def fitted(picture: "Image.Image", side: int = HEAT_SIDE) -> "Image.Image":
+    """Bring a picture to the size in which it is shown; a tiny one is enlarged without being smoothed away.
+
+    Args:
+        picture: of any size.
+        side: pixels of the longer side.
+    """
     from PIL import Image
 
-    scale = HEAT_SIDE / max(picture.size)
-    size = [max(1, round(side * scale)) for side in picture.size]
+    scale = side / max(picture.size)
+    size = [max(1, round(length * scale)) for length in picture.size]
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC if scale < 4 else Image.Resampling.NEAREST)
 
 

@@ -1,7 +1,7 @@
 """Fixtures of the browser tests: one server and one Chromium for each file of tests, a fresh visitor for each test.
 
 Unusual: a test fails by itself when its page asked another host for anything, threw, or logged an error. The served
-model has a stranger's card, which tries to make it do so.
+model has a stranger's card, and its index a stranger's row, which try to make it do so.
 """
 
 import shutil
@@ -27,14 +27,48 @@ license: mit
 
 
 @pytest.fixture(scope="module")
-def site(published, tmp_path_factory):
+def table(tmp_path_factory):
+    """A table beside its pictures and sounds, with a row that wants to run something and to be fetched for."""
+    from test_evaluation import make_table
+
+    table = make_table(tmp_path_factory.mktemp("indexed") / "rows")
+    with table.open("a") as file:
+        file.write("id7,<script>window.hacked=1</script><img src=https://example.org/k.png>,,,<b>ant</b>\n")
+    return table
+
+
+@pytest.fixture(scope="module")
+def index(published, table, tmp_path_factory):
+    from test_evaluation import COLUMNS
+
+    import search
+
+    folder = tmp_path_factory.mktemp("index") / "index"
+    call = [
+        "build",
+        str(published),
+        "--data_file",
+        str(table),
+        "--index_dir",
+        str(folder),
+        "--device",
+        "cpu",
+        *COLUMNS,
+    ]
+    assert search.main([*call, "--label_column", "kind", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(published, table, index, tmp_path_factory):
     """The app, as a user starts it, on a folder that `train.py` could have left, with a stranger's card in it."""
     from app_here import running
 
     feedback = tmp_path_factory.mktemp("visitors") / "feedback"
     folder = shutil.copytree(published, tmp_path_factory.mktemp("hostile") / "animals")
     (folder / "README.md").write_text(HOSTILE_CARD)
-    with running(folder, "--feedback_folder", str(feedback)) as (address, process):
+    flags = ["--feedback_folder", str(feedback), "--index", str(index), "--index_media", str(table.parent)]
+    with running(folder, *flags) as (address, process):
         wait_until_ready(address)
         yield Site(address, feedback, process.log)
 

@@ -24,6 +24,9 @@ ROOMS = ("cli", "data", "metrics", "training", "tuning", "searching", "hub", "sp
 TRAVELLING_MAY_NEED = {"transformers", "torch", "numpy", "huggingface_hub"}
 # What a search, whose trainings are processes, takes of `training/`: what is said about a run, nothing that trains.
 ABOUT_A_TRAINING = {f"training.{name}" for name in ("arguments", "flags", "identity", "interruption")}
+# What the Space, which has a model already, takes of `searching/`; none of these files imports `metrics/`, which a
+# Space does not get.
+WHAT_FINDS = {f"searching.{name}" for name in ("identity", "nearest", "store")}
 HEAVY = {
     "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib",
     "captum", "optuna", "faiss", "fastapi", "uvicorn", "starlette",
@@ -166,10 +169,15 @@ def test_tuning_is_the_room_of_tune_alone():
             assert "tuning" not in imports_of_ours(path), name_of(path)
 
 
-def test_searching_is_the_room_of_search_alone():
+def test_searching_is_the_room_of_search_and_the_space_takes_what_finds_and_nothing_that_makes_an_index():
     for path in SOURCES:
-        if path.name != "search.py" and path.parent.name != "searching":
+        if path.parent.name == "space":
+            taken = {module for module in imports(path) if module.split(".")[0] == "searching"}
+            assert taken <= WHAT_FINDS, name_of(path)
+        elif path.name != "search.py" and path.parent.name != "searching":
             assert "searching" not in imports_of_ours(path), name_of(path)
+    for name in WHAT_FINDS:
+        assert "metrics" not in imports_of_ours(ROOT / f"{name.replace('.', '/')}.py"), name
 
 
 def test_the_hub_is_the_room_of_the_push_and_the_space_that_of_the_app():

@@ -111,6 +111,25 @@ def test_turning_inputs_off_changes_the_answer_without_asking_the_model(visit, s
     assert visitor.ranks() == whole
 
 
+def test_the_most_similar_rows_are_shown_and_are_others_without_an_input(visit, site, files):
+    sample = {"text": "a small animal", **files}
+    visitor = visit().give(**sample)
+    visitor.classify()
+    rows = visitor.at("nearest").locator("li")
+
+    def expected():
+        return [f"Similarity {row['score']:.3f}, row {row['row']}" for row in ask(site, "search", **sample)["results"]]
+
+    assert rows.locator(".mm-note").all_inner_texts() == expected() and rows.count() == 7
+    assert rows.locator("img").evaluate_all("images => images.every(image => image.naturalWidth > 100)")
+    assert rows.filter(has_text="row 1").locator("audio").evaluate("sound => sound.duration") > 0.04
+    before, num_calls = rows.all_inner_texts(), site.num_model_calls()
+    visitor.switch("text")
+    assert site.num_model_calls() == num_calls and rows.all_inner_texts() != before
+    del sample["text"]
+    assert rows.locator(".mm-note").all_inner_texts() == expected()
+
+
 def test_a_sentence_says_when_the_inputs_disagree(visit, site, tmp_path):
     for seed in range(40):
         image = picture_file(tmp_path / f"{seed}.png", seed)

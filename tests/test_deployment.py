@@ -128,7 +128,8 @@ def test_the_image_holds_the_files_of_the_app_and_no_others(image):
 
 def test_the_builder_is_sent_no_tests_data_weights_secrets_or_leftovers(image):
     sent = names_below(image[0]) - {"Dockerfile", ".dockerignore", "files.txt"}  # two always are, one is made there
-    assert {name.split("/")[0] for name in sent if "/" in name} <= {"cli", "data", "deploy", "hub", "space"}
+    folders = {name.split("/")[0] for name in sent if "/" in name}
+    assert folders <= {"cli", "data", "deploy", "hub", "searching", "space"}
     assert {name for name in sent if "/" not in name and not name.endswith("_mmfusion.py")} == {
         "app.py", "requirements.txt"
     }  # fmt: skip

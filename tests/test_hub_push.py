@@ -99,7 +99,7 @@ def test_a_space_holds_what_the_app_needs_and_shows_the_commit(pushed, hub):
     files = hub.files("alice/show", "space")
     assert {"app.py", "requirements.txt", "README.md", "cli/loading.py"} < files.keys()
     rooms = {name.split("/")[0] for name in files if "/" in name}
-    assert rooms == {"cli", "space", "data"}, "nothing of training, hub, metrics or the tests"
+    assert rooms == {"cli", "space", "data", "searching"}, "nothing of training, hub, metrics or the tests"
     assert all(name.endswith(".py") for name in files if name.startswith("data/"))
     settings = yaml.safe_load(hub.read("alice/show", "README.md", "space").decode().split("---")[1])
     pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
