@@ -554,8 +554,8 @@ class MMFusionProcessor(ProcessorMixin):
         )
         input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
         for row, cell in enumerate(column):
-            if cell is None:
-                input_ids[row] = [self.tokenizer.pad_token_id] * len(input_ids[row])
+            if cell is None or not input_ids[row]:  # without special tokens a text may hold none: a batch needs one
+                input_ids[row] = [self.tokenizer.pad_token_id] * (len(input_ids[row]) or 1)
                 attention_mask[row] = [0] * len(input_ids[row])
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 

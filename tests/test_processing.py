@@ -13,6 +13,7 @@ import soundfile
 import soxr
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoImageProcessor, BertTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
 import processing_mmfusion
@@ -490,6 +491,14 @@ def test_what_the_tokenizer_was_saved_with_does_not_undo_our_choices():
     tokenizer = BertTokenizerFast(vocab=vocab, split_special_tokens=False, max_length=3, truncation=False)
     ids = make_processor(tokenizer=tokenizer)(text="a [SEP] cat cat cat cat")["input_ids"][0].tolist()
     assert len(ids) == 9 and ids.count(3) == 1
+
+
+def test_a_text_without_a_token_gets_padding_where_the_tokenizer_adds_none_itself():
+    processor = make_processor()
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    alone = processor(text="\u200b")
+    assert alone["input_ids"].tolist() == [[0]] and alone["attention_mask"].tolist() == [[0]]
+    assert processor(text=["\u200b", "a cat"])["attention_mask"].tolist() == [[0, 0], [1, 1]]
 
 
 def test_lone_surrogates_are_replaced_and_pairs_joined(processor):
