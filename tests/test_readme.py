@@ -17,6 +17,13 @@ def shell(text: str) -> str:
     return re.sub(r"\\\n\s*", " ", "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)))
 
 
+def expanded(lines: str) -> str:
+    """The lines with the words that they give a name, as in `COMMON="--a b"`, in place of it: `$COMMON`."""
+    for name, words in re.findall(r'^([A-Z]\w*)="([^"]*)"$', lines, re.MULTILINE):
+        lines = re.sub(rf"\${name}\b", " ".join(words.split()).replace("\\", ""), lines)
+    return lines
+
+
 def commands(lines: str) -> list[str]:
     """Every `python SCRIPT …`, on one line each, without comments."""
     verbs = "train|tune|evaluation|predict|search|push_to_hub|app"
@@ -29,7 +36,7 @@ def commands(lines: str) -> list[str]:
 MAKEFILE = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", [*commands(shell(README)), *commands(MAKEFILE)])
+@pytest.mark.parametrize("command", [*commands(expanded(shell(README))), *commands(MAKEFILE)])
 def test_a_command_of_the_readme_has_flags_that_exist(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no output folder of a run stands in the way
     assert parsed(command)
