@@ -246,11 +246,15 @@ def test_only_what_chance_does_not_explain_is_warned_of():
 
 
 def test_a_specialist_that_is_better_can_lend_its_tower():
-    (sentence,) = remedies(BASELINES_OF_A_RUN, Path("m-baselines"))
+    words = ["--train_file", "t.csv", "--output_dir", "new_model", "--with_baselines", "modalities"]
+    args = parse_args(words, "", "")
+    (sentence,) = remedies(args, BASELINES_OF_A_RUN, Path("m-baselines"))
     assert "--text_model_name_or_path m-baselines/text --text_learning_rate 0, and --cache_features" in sentence
     assert "image" not in sentence, "given the same, the fused model is as good as this one"
     level = {name: {**result, "interval": [-0.01, 0.01]} for name, result in BASELINES_OF_A_RUN.items()}
-    assert remedies(level, Path("m-baselines")) == []
+    assert remedies(args, level, Path("m-baselines")) == []
+    frozen = parse_args([*words, "--text_learning_rate", "0"], "", "")
+    assert remedies(frozen, BASELINES_OF_A_RUN, Path("m-baselines")) == [], "it had that tower"
 
 
 def test_the_comparison_is_laid_out_as_a_table():

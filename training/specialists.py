@@ -100,19 +100,21 @@ def compare_with_specialists(args, accelerator, run_id: str, words: Sequence[str
     say(accelerator, format_comparison(metrics["baselines"]))
     for sentence in comparison_warnings(metrics["baselines"]):
         say(accelerator, f"warning: {sentence}")
-    for sentence in remedies(metrics["baselines"], folder):
+    for sentence in remedies(args, metrics["baselines"], folder):
         say(accelerator, sentence)
     return True
 
 
-def remedies(baselines: dict[str, dict], folder: Path) -> list[str]:
+def remedies(args, baselines: dict[str, dict], folder: Path) -> list[str]:
     """What to do where specialists of one modality are better: fuse their towers, as these have learnt more alone.
 
     Args:
+        args: The flags of the fused model; a tower that it froze is the specialist's own already.
         baselines: Name -> what `measured` gives.
         folder: Of the specialists.
     """
-    better = [name for name, result in baselines.items() if "+" not in name and (result["interval"] or [0, 0])[1] < 0]
+    rates, _ = _learning_rates(args, tuple(name for name in baselines if "+" not in name))
+    better = [name for name, rate in rates.items() if rate and (baselines[name]["interval"] or [0, 0])[1] < 0]
     if not better:
         return []
     flags = " ".join(f"--{name}_model_name_or_path {folder / name} --{name}_learning_rate 0" for name in better)
