@@ -1,5 +1,6 @@
 """The pictures of an evaluation: whole, the same bytes every time, and never a warning or a box for a letter."""
 
+import gc
 import subprocess
 import sys
 import warnings
@@ -21,6 +22,7 @@ has_chinese = any("CJK" in font.name for font in font_manager.fontManager.ttflis
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
+    gc.collect()  # sockets and loops that other tests of this process left open tell of it now, and not in here
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
