@@ -320,27 +320,9 @@ class Table:
             ValueError: the cell holds a URL, or a path that leaves the table's folder; the message has no place yet.
         """
         value = self.cell(index, modality)
-        return self._checked_path(value.strip(), self.shard_of(index).root) if isinstance(value, str) else value
-
-    def _checked_path(self, value: str, root: Path | None) -> Path:
-        if "://" in value:
-            raise ValueError(f"{value!r:.200} is a URL; URLs are never fetched. Download the file and write its path.")
-        if root is None and not self.extra_roots:
-            raise ValueError(
-                f"{value!r:.200} is a path, and the table does not lie here. Write the table with its media in it, as "
-                "bytes, or download both."
-            )
-        try:
-            path = ((root or Path()) / value).resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links
-            raise ValueError(f"{value!r:.200} is not a path ({error}).") from None
-        roots = (*(() if root is None else (root,)), *self.extra_roots)
-        if not self.allow_outside and not any(path.is_relative_to(folder) for folder in roots):
-            raise ValueError(
-                f"{value!r:.200} leads to `{path}`, outside of `{roots[0]}`. Move the file into that folder, or allow "
-                "paths outside of it (`--allow_outside_paths`)."
-            )
-        return path
+        if not isinstance(value, str):
+            return value
+        return checked_path(value.strip(), self.shard_of(index).root, self.extra_roots, self.allow_outside)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Table":
         """The table of these rows (indices into this table), which keep their numbers."""
@@ -368,6 +350,38 @@ class Table:
         for index, modality in cells:
             presence[index, MODALITIES.index(modality)] = False
         return replace(self, presence=presence)
+
+
+def checked_path(value: str, root: Path | None, extra_roots: Sequence[Path] = (), allow_outside: bool = False) -> Path:
+    """The file that a cell names, links followed; whether it is there is not asked.
+
+    Args:
+        value: what stands in the cell.
+        root: folder that it is relative to, resolved; None: there is none.
+        extra_roots: folders that it may lie in, too.
+        allow_outside: whether it may lie anywhere.
+
+    Raises:
+        ValueError: it is a URL or no path, or leads out of these folders.
+    """
+    if "://" in value:
+        raise ValueError(f"{value!r:.200} is a URL; URLs are never fetched. Download the file and write its path.")
+    if root is None and not extra_roots:
+        raise ValueError(
+            f"{value!r:.200} is a path, and the table does not lie here. Write the table with its media in it, as "
+            "bytes, or download both."
+        )
+    try:
+        path = ((root or Path()) / value).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links
+        raise ValueError(f"{value!r:.200} is not a path ({error}).") from None
+    roots = (*(() if root is None else (root,)), *extra_roots)
+    if not allow_outside and not any(path.is_relative_to(folder) for folder in roots):
+        raise ValueError(
+            f"{value!r:.200} leads to `{path}`, outside of `{roots[0]}`. Move the file into that folder, or allow "
+            "paths outside of it (`--allow_outside_paths`)."
+        )
+    return path
 
 
 def content(value: Any) -> Any:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from cli.scored import csv_writer, parquet_writer, prediction_columns, refuse_taken_names
 from space.archives import ArchiveLimits, open_upload
 from space.errors import BadInput, Refusal
+from space.inputs import MODALITIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from data.table import Table
 
-MODALITIES = ("text", "image", "audio")
 ERROR_COLUMN = "error"
 ON_BAD_CELL = ("report", "empty", "error")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.table import checked_path
 from searching.identity import check_model
 from searching.nearest import import_faiss, nearest, ranked
 from searching.store import Index, open_index
@@ -119,12 +120,12 @@ class Gallery:
 
     def _path(self, cell: str) -> Path | None:
         """Give the file that a cell names inside the folder of media."""
-        if self.media is None or "://" in cell:
+        if self.media is None:
             return None
         try:
-            path = (self.media / cell.strip()).resolve()  # where links lead, too
-            return path if path.is_relative_to(self.media) and path.is_file() else None
-        except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a loop of links
+            path = checked_path(cell.strip(), self.media)
+            return path if path.is_file() else None
+        except (OSError, ValueError):  # it leads out of the folder, is a URL, or no path: it stays text
             return None
 
 

@@ -16,9 +16,10 @@ import gradio as gr
 
 from space import views
 from space.batch import BatchLimits, BatchResult, ModelFacts, run_batch
+from space.inputs import MODALITIES
 from space.options import MIB, Options
 from space.page_parts import RawFile, RawTextbox, Trouble, Words, refused
-from space.page_visit import MODALITIES, Visit
+from space.page_visit import Visit
 from space.service import Service
 from space.texts import tell
 

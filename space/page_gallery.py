@@ -8,8 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from space.inputs import MODALITIES
 from space.page_parts import refused
-from space.page_visit import MODALITIES, Visit
+from space.page_visit import Visit
 from space.service import Service
 from space.views import heading, note
 from space.views_gallery import gallery_view

@@ -12,13 +12,13 @@ from typing import Any
 import gradio as gr
 
 from space import views_pictures
-from space.inputs import read_sample
+from space.inputs import MODALITIES, read_sample
 from space.options import Options
 from space.page_examples import Examples
 from space.page_feedback import FeedbackForm
 from space.page_gallery import GalleryRow, gallery_panel
 from space.page_parts import RawAudio, RawImage, RawTextbox, Trouble, Words, both, refused
-from space.page_visit import MODALITIES, Visit, answer_panel, detail_panels, shares_panels
+from space.page_visit import Visit, answer_panel, detail_panels, shares_panels
 from space.service import Service
 from space.texts import tell
 from space.views import heading, note

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from space import views, views_pictures
+from space.inputs import MODALITIES
 from space.texts import tell
 
 if TYPE_CHECKING:
     import numpy as np
 
     from space.gallery import Card
-
-MODALITIES = ("text", "image", "audio")
 
 
 @dataclass

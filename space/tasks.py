@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from space.errors import Refusal
+from space.inputs import MODALITIES
 
 if TYPE_CHECKING:
     import numpy as np
 
 Sample = dict[str, Any]
-MODALITIES = ("text", "image", "audio")
 # Subset -> which columns of a `modality_mask` it has.
 SUBSETS = {
     "+".join(itertools.compress(MODALITIES, keep)): keep

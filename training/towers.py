@@ -34,7 +34,7 @@ from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import TOWERS, build_tower, load_tower, max_text_tokens
 from processing_mmfusion import MMFusionProcessor
-from training.continuing import load_config, load_processor, load_weights
+from training.continuing import load_processor, load_weights
 
 BASE = {
     "text": "google-bert/bert-base-uncased",
@@ -133,7 +133,7 @@ def load_pretrained(modality: str, name: str) -> tuple:
     with _one_sentence(flag, "configuration"):
         settings, _ = PreTrainedConfig.get_config_dict(name)
     if settings.get("model_type") == MMFusionConfig.model_type:
-        return load_part(modality, name)
+        return load_part(modality, name, MMFusionConfig.from_dict(settings))
     with _one_sentence(flag, "configuration"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if not _is_of_kind(config, modality):
@@ -148,10 +148,9 @@ def load_pretrained(modality: str, name: str) -> tuple:
         return part, load_tower(name)
 
 
-def load_part(modality: str, name: str) -> tuple:
+def load_part(modality: str, name: str, config: MMFusionConfig) -> tuple:
     """The same out of an MMFusion model, which may be a specialist that was trained on this modality alone."""
     flag = f"--{modality}_model_name_or_path"
-    config = load_config(name, flag=flag)
     if modality not in config.modalities:
         raise ValueError(f"{flag} {name}: this model has no such tower; it reads {', '.join(config.modalities)}")
     part = getattr(load_processor(name, flag=flag), PREPROCESSORS[modality].replace(" ", "_"))
