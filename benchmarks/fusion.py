@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,8 @@ def train(training: dict, args: argparse.Namespace) -> dict:
     result = {**training, "flags": flags, **measured(folder)}
     with replacing(kept) as path:
         path.write_text(json.dumps(result), encoding="utf-8")
+    for checkpoint in folder.with_name(f"{folder.name}-checkpoints").glob("step-*"):
+        shutil.rmtree(checkpoint)  # those of all trainings would take tens of gigabytes
     return result
 
 

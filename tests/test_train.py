@@ -686,8 +686,8 @@ def test_a_tracker_that_fails_is_told_once_and_changes_nothing(texts, tmp_path, 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio"])
 def test_a_real_tracker_gets_the_numbers(name, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # before the import, which reads it
     pytest.importorskip(name, reason=f"{name} is not installed")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     assert run([*texts, "--with_tracking", "--report_to", name], tmp_path / "m") == 0
     where = tmp_path / ("m-tracking" if name == "tensorboard" else "trackio")
     assert [path for path in where.rglob("*") if path.is_file()]
