@@ -1,4 +1,4 @@
-"""Take the screenshots of the README: the page in light, in dark, on a phone, and the tab for whole tables.
+"""Take the screenshots of the README: the page in light, in dark, on a phone, the rows found in an index, the batch tab.
 
     make demo                          # trains outputs/demo on outputs/demo_data
     python tests/take_screenshots.py
@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=ROOT / "outputs/demo", help="folder; default: outputs/demo")
     add("--data_file", type=Path, default=ROOT / "outputs/demo_data/test.csv", help="default: that of `make demo`")
+    add("--index_file", type=Path, default=ROOT / "outputs/demo_data/train.csv", help="whose rows are found; the same")
     add("--output_folder", type=Path, default=ROOT / "docs/images", help="default: docs/images")
     return parser.parse_args(argv)
 
@@ -143,6 +144,14 @@ def shoot_batch(browser, address: str, table: Path, path: Path) -> None:
         write(visitor.page.screenshot(), path)
 
 
+def shoot_gallery(browser, address: str, sample: dict, path: Path) -> None:
+    """Show the rows of the index that are most like the sample."""
+    with visiting(browser, address, viewport=DESKTOP, color_scheme="light") as visitor:
+        visitor.give(**sample).classify()
+        settle(visitor)
+        write(visitor.at("nearest").screenshot(), path)
+
+
 def shoot_all(address: str, args: argparse.Namespace, work: Path) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -157,6 +166,7 @@ def shoot_all(address: str, args: argparse.Namespace, work: Path) -> None:
         shoot_phone(browser, address, sample, args.output_folder / "space-phone.png")
         table = zip_of(rows[:NUM_BATCH_ROWS], folder, work / "digits.zip")
         shoot_batch(browser, address, table, args.output_folder / "space-batch.png")
+        shoot_gallery(browser, address, sample, args.output_folder / "space-nearest.png")
         browser.close()
 
 
@@ -167,11 +177,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     from app_here import running
 
+    import search
+
     with tempfile.TemporaryDirectory() as work:
         # A link, so that the log, which the server writes beside the model, is removed too.
         model = Path(work) / args.model.resolve().name
         model.symlink_to(args.model.resolve())
-        with running(model, "--feedback_folder", f"{work}/feedback") as (address, _):
+        index = ["--index_dir", f"{work}/index", "--data_file", str(args.index_file), "--label_column", "label"]
+        if search.main(["build", str(model), *index]) != 0:
+            return 1
+        flags = ["--feedback_folder", f"{work}/feedback", "--index", f"{work}/index"]
+        with running(model, *flags, "--index_media", str(args.index_file.parent)) as (address, _):
             wait_until_ready(address)
             shoot_all(address, args, Path(work))
     return 0
