@@ -1,4 +1,4 @@
-"""Take the screenshots of the README: the page in light, in dark, on a phone, the rows found in an index, the batch tab.
+"""Take the screenshots of the README: light, dark, on a phone, what an index finds, and the tab for whole tables.
 
     make demo                          # trains outputs/demo on outputs/demo_data
     python tests/take_screenshots.py
