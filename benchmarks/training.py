@@ -12,13 +12,14 @@ object.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +42,7 @@ class Way:
         rows: Settings of the table: `num_rows`, `seconds` (shortest and longest sound), `missing` (share of the
             sounds), `gaps` (of each modality one cell in so many is empty), `modalities`.
         environment: Variables of its process.
+        num_neighbours: Other processes that each want a core while it trains.
     """
 
     size: str = "base"
@@ -48,6 +50,7 @@ class Way:
     flags: tuple[str, ...] = ()
     rows: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
+    num_neighbours: int = 0
 
 
 FROZEN = ("--text_learning_rate", "0", "--image_learning_rate", "0", "--audio_learning_rate", "0")
@@ -58,12 +61,14 @@ VARIED = {"num_rows": 512, "seconds": (0.3, 3.0)}
 
 
 def like(way: Way, *flags: str, kind: str = "ours", **rows) -> Way:
-    return Way(way.size, kind, (*way.flags, *flags), {**way.rows, **rows}, way.environment)
+    return replace(way, kind=kind, flags=(*way.flags, *flags), rows={**way.rows, **rows})
 
 
 TEXT_AND_SOUND = like(FULL, num_rows=8, seconds=(10.0, 10.0), modalities=("text", "audio"))
 GAPS = like(FULL, "--per_device_train_batch_size", "14", num_rows=14, gaps=7)  # a seventh of each modality is empty
 SMALL = like(TINY, "--cache_gib", "0", num_rows=256)  # opened cells are not kept: they would grow with the rows
+BUSY = replace(like(TINY, num_rows=128), num_neighbours=1)  # few rows: spinning threads take minutes for them
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does by itself
 # Name -> (A, B, what the ratio says).
 PAIRS: dict[str, tuple[Way, Way, str]] = {
     "cached": (FULL, like(FULL, *FROZEN, "--cache_features"), "frozen towers from the cache : all fine-tuned"),
@@ -84,6 +89,8 @@ PAIRS: dict[str, tuple[Way, Way, str]] = {
                   "one worker opens the cells : none"),
     "workers_2": (like(TINY, "--cache_gib", "0"), like(TINY, "--cache_gib", "0", "--num_workers", "2"),
                   "two workers open the cells : none"),
+    "waiting": (replace(TINY, environment=SPINNING), TINY, "threads that wait briefly : as OpenMP lets them"),
+    "waiting_busy": (replace(BUSY, environment=SPINNING), BUSY, "the same beside a busy process"),
     "rows_x4": (SMALL, like(SMALL, num_rows=1024), "rows × 4, each row"),
     "rows_x16": (SMALL, like(SMALL, num_rows=4096), "rows × 16, each row"),
     "clips_x2": (SMALL, like(SMALL, seconds=(2.0, 2.0)), "clip length × 2"),
@@ -213,7 +220,11 @@ class Trainee:
         self.process.wait()
 
     def epoch(self) -> dict:
-        return json.loads(self._ask("epoch"))
+        with contextlib.ExitStack() as neighbours:
+            for _ in range(self.way.num_neighbours):
+                process = neighbours.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+                neighbours.callback(process.kill)
+            return json.loads(self._ask("epoch"))
 
     def _ask(self, line: str) -> str:
         self.process.stdin.write(line + "\n")

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from cli.threads import wait_briefly
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -77,6 +79,7 @@ def exit_code(command: Callable, *args) -> int:
     Returns:
         0, or 1 for a failure, or 130 when interrupted. (argparse itself ends a wrong call with 2.)
     """
+    wait_briefly()
     try:
         command(*args)
     except (ValueError, OSError, ImportError) as error:
