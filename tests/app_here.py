@@ -22,6 +22,7 @@ def running(folder, *flags, **environment):
     log = folder.parent / f"server-{os.urandom(4).hex()}.log"
     command = [sys.executable, "app.py", "--model", str(folder), "--port", "0", "--device", "cpu", *flags]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    variables["TMPDIR"] = str(folder.parent)  # it is killed, and cannot tidy up
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=variables)
     process.log = log

@@ -8,7 +8,8 @@ import tempfile
 
 # Code that travels with a model is copied into a shared cache by the name of its folder: two test processes that save
 # a model under the same name would overwrite each other's. To be set before transformers is imported.
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmfusion-tests-")
+modules = tempfile.TemporaryDirectory(prefix="mmfusion-tests-", ignore_cleanup_errors=True)
+os.environ["HF_MODULES_CACHE"] = modules.name
 
 import pytest
 import torch

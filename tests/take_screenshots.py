@@ -152,7 +152,8 @@ def shoot_gallery(browser, address: str, sample: dict, path: Path) -> None:
         write(visitor.at("nearest").screenshot(), path)
 
 
-def shoot_all(address: str, args: argparse.Namespace, work: Path) -> None:
+def shoot_all(address: str, indexed: str, args: argparse.Namespace, work: Path) -> None:
+    """Take all pictures: of the page at `address`, and of what the one at `indexed` finds."""
     from playwright.sync_api import sync_playwright
 
     rows, folder = read_rows(args.data_file), args.data_file.parent
@@ -166,7 +167,7 @@ def shoot_all(address: str, args: argparse.Namespace, work: Path) -> None:
         shoot_phone(browser, address, sample, args.output_folder / "space-phone.png")
         table = zip_of(rows[:NUM_BATCH_ROWS], folder, work / "digits.zip")
         shoot_batch(browser, address, table, args.output_folder / "space-batch.png")
-        shoot_gallery(browser, address, sample, args.output_folder / "space-nearest.png")
+        shoot_gallery(browser, indexed, sample, args.output_folder / "space-nearest.png")
         browser.close()
 
 
@@ -183,13 +184,16 @@ def main(argv: list[str] | None = None) -> int:
         # A link, so that the log, which the server writes beside the model, is removed too.
         model = Path(work) / args.model.resolve().name
         model.symlink_to(args.model.resolve())
-        index = ["--index_dir", f"{work}/index", "--data_file", str(args.index_file), "--label_column", "label"]
-        if search.main(["build", str(model), *index]) != 0:
+        table = ["--data_file", str(args.index_file), "--label_column", "label"]
+        if search.main(["build", str(model), "--index_dir", f"{work}/index", *table]) != 0:
             return 1
-        flags = ["--feedback_folder", f"{work}/feedback", "--index", f"{work}/index"]
-        with running(model, *flags, "--index_media", str(args.index_file.parent)) as (address, _):
+        feedback = ["--feedback_folder", f"{work}/feedback"]
+        index = ["--index", f"{work}/index", "--index_media", str(args.index_file.parent)]
+        with running(model, *feedback) as (address, _):
             wait_until_ready(address)
-            shoot_all(address, args, Path(work))
+            with running(model, *feedback, *index) as (indexed, _):
+                wait_until_ready(indexed)
+                shoot_all(address, indexed, args, Path(work))
     return 0
 
 
