@@ -67,7 +67,7 @@ def like(way: Way, *flags: str, kind: str = "ours", **rows) -> Way:
 TEXT_AND_SOUND = like(FULL, num_rows=8, seconds=(10.0, 10.0), modalities=("text", "audio"))
 GAPS = like(FULL, "--per_device_train_batch_size", "14", num_rows=14, gaps=7)  # a seventh of each modality is empty
 SMALL = like(TINY, "--cache_gib", "0", num_rows=256)  # opened cells are not kept: they would grow with the rows
-BUSY = replace(like(TINY, num_rows=128), num_neighbours=1)  # few rows: spinning threads take minutes for them
+BUSY = replace(TINY, num_neighbours=2)
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does by itself
 # Name -> (A, B, what the ratio says).
 PAIRS: dict[str, tuple[Way, Way, str]] = {
@@ -90,7 +90,7 @@ PAIRS: dict[str, tuple[Way, Way, str]] = {
     "workers_2": (like(TINY, "--cache_gib", "0"), like(TINY, "--cache_gib", "0", "--num_workers", "2"),
                   "two workers open the cells : none"),
     "waiting": (replace(TINY, environment=SPINNING), TINY, "threads that wait briefly : as OpenMP lets them"),
-    "waiting_busy": (replace(BUSY, environment=SPINNING), BUSY, "the same beside a busy process"),
+    "waiting_busy": (replace(BUSY, environment=SPINNING), BUSY, "the same beside two busy processes"),
     "rows_x4": (SMALL, like(SMALL, num_rows=1024), "rows × 4, each row"),
     "rows_x16": (SMALL, like(SMALL, num_rows=4096), "rows × 16, each row"),
     "clips_x2": (SMALL, like(SMALL, seconds=(2.0, 2.0)), "clip length × 2"),
