@@ -3,13 +3,14 @@
 `initializer_range` is ten times the usual: at the usual one, a fresh tiny model hardly reacts to its inputs.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Code that travels with a model is copied into a shared cache by the name of its folder: two test processes that save
 # a model under the same name would overwrite each other's. To be set before transformers is imported.
-modules = tempfile.TemporaryDirectory(prefix="mmfusion-tests-", ignore_cleanup_errors=True)
-os.environ["HF_MODULES_CACHE"] = modules.name
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmfusion-tests-")
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from transformers import BertConfig, HubertConfig, ResNetConfig, ViTConfig, Wav2
 from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification, MMFusionModel
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 
 
