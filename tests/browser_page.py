@@ -37,7 +37,7 @@ LOCAL = ("127.0.0.1", "localhost")
 TABS = ("try", "batch", "model")
 # No fault of the page: its policy at work, and Gradio's camera, which asks how far an upload without a name is.
 HARMLESS = ("violates the following Content Security Policy", "/upload_progress?upload_id=)", "Response (")
-PATIENCE_MS = 15_000
+PATIENCE_MS = 45_000
 LOOKS_FOCUSED = """() => {
     const element = document.activeElement;
     const look = () => {
