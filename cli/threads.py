@@ -1,12 +1,9 @@
 """How the threads of a command wait for one another."""
 
 import os
-from collections.abc import MutableMapping
-
-SPINS = "1000"
 
 
-def wait_briefly(environment: MutableMapping[str, str] = os.environ):
+def wait_briefly():
     """Let threads that wait for one another soon fall asleep; of use before torch is imported.
 
     GNU's OpenMP, which torch brings for Linux, lets them look 300,000 times first. Where others want the cores, each
@@ -15,5 +12,5 @@ def wait_briefly(environment: MutableMapping[str, str] = os.environ):
     where it has more threads than cores; on a quiet machine that makes the tiny towers a fifth slower. Whoever has
     set one of its two variables is obeyed.
     """
-    if not environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
-        environment["GOMP_SPINCOUNT"] = SPINS
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"

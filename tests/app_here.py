@@ -21,8 +21,8 @@ def running(folder, *flags, **environment):
     """Start a server on a free port; give (address, process). What it said is in `process.log`."""
     log = folder.parent / f"server-{os.urandom(4).hex()}.log"
     command = [sys.executable, "app.py", "--model", str(folder), "--port", "0", "--device", "cpu", *flags]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    variables["TMPDIR"] = str(folder.parent)  # it is killed, and cannot tidy up
+    here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder.parent)}  # killed, it cannot tidy up
+    variables = {**os.environ, **here, **environment}
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=variables)
     process.log = log

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=ROOT / "outputs/demo", help="folder; default: outputs/demo")
     add("--data_file", type=Path, default=ROOT / "outputs/demo_data/test.csv", help="default: that of `make demo`")
-    add("--index_file", type=Path, default=ROOT / "outputs/demo_data/train.csv", help="whose rows are found; the same")
+    add("--index_file", type=Path, default=ROOT / "outputs/demo_data/train.csv", help="its rows are found; as above")
     add("--output_folder", type=Path, default=ROOT / "docs/images", help="default: docs/images")
     return parser.parse_args(argv)
 
