@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from data.labels import LabelMap
 from data.table import MODALITIES, Table
 from data.tasks import TaskMap
-from processing_mmfusion import decode_audio, decode_image
+from decoding_mmfusion import decode_audio, decode_image
 
 
 def cell_key(table: Table, index: int, modality: str, source: Any) -> tuple:

@@ -21,7 +21,7 @@ from processing_mmfusion import MMFusionProcessor
 ROOT = Path(__file__).parent.parent
 LABELS = ["ant", "bee", "cat"]
 SEVEN = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
-PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "pipeline", "explanation")
+PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation")
 TRAVELLING = [f"{name}_mmfusion.py" for name in PARTS]
 AUTO_MAP = {
     "AutoConfig": "configuration_mmfusion.MMFusionConfig",

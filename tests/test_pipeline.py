@@ -23,7 +23,7 @@ from training.folder import save_model_folder
 
 ROOT = Path(__file__).parents[1]
 RATE = 16_000
-PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "pipeline", "explanation")
+PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation")
 SIZE = {"height": 16, "width": 16}
 LABELS = {0: "low", 1: "middle", 2: "high"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
@@ -251,7 +251,7 @@ def test_a_model_in_bfloat16_answers_too(sample):
 STRANGER = """
 import importlib.util, json, sys, torch
 folder, cells = sys.argv[1], json.load(open(sys.argv[2]))
-for name in ("configuration", "modeling", "processing", "pipeline", "explanation"):
+for name in ("configuration", "modeling", "processing", "decoding", "pipeline", "explanation"):
     assert importlib.util.find_spec(name + "_mmfusion") is None, "the repository is on the path"
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor, pipeline
 
@@ -374,11 +374,14 @@ def test_a_model_loads_and_explains_without_captum_and_says_what_is_missing(fold
     assert None not in answer["modalities"].values()
 
 
-@pytest.mark.parametrize("name", ["processing_mmfusion.py", "pipeline_mmfusion.py", "explanation_mmfusion.py"])
+@pytest.mark.parametrize(
+    "name", ["processing_mmfusion.py", "decoding_mmfusion.py", "pipeline_mmfusion.py", "explanation_mmfusion.py"]
+)
 def test_loading_demands_nothing_but_transformers_numpy_and_torch(name):
     demanded = {imported.split(".")[0] for imported in get_imports(ROOT / name)} - set(sys.stdlib_module_names)
     assert demanded <= {"transformers", "numpy", "torch"}
-    assert get_relative_imports(ROOT / name) == (["explanation_mmfusion"] if name == "pipeline_mmfusion.py" else [])
+    relative = {"pipeline_mmfusion.py": ["explanation_mmfusion"], "processing_mmfusion.py": ["decoding_mmfusion"]}
+    assert get_relative_imports(ROOT / name) == relative.get(name, [])
 
 
 def test_without_trust_nothing_of_the_folder_is_run(folder):

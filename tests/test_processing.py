@@ -16,6 +16,7 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoImageProcessor, BertTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
+import decoding_mmfusion
 import processing_mmfusion
 from processing_mmfusion import MODALITIES, MMFusionProcessor, decode_audio, decode_image
 
@@ -393,7 +394,7 @@ def test_damaged_files_raise_nothing_but_a_sentence(picture, capfd):
 
 @pytest.mark.parametrize("package", ["Image", "soundfile", "soxr"])
 def test_a_missing_package_is_named_with_its_pip_line(package, monkeypatch):
-    monkeypatch.setattr(processing_mmfusion, package, None)
+    monkeypatch.setattr(decoding_mmfusion, package, None)
     with pytest.raises(ImportError, match=r"pip install (pillow|soundfile|soxr)"):
         if package == "Image":
             decode_image(b"")

@@ -11,9 +11,9 @@ from transformers import pipeline
 
 import train
 from data import check_table, read_table
+from decoding_mmfusion import decode_audio
 from hub.probe import made_up_rows
 from modeling_mmfusion import receptive_field
-from processing_mmfusion import decode_audio
 from space.tasks import warm_up_sample
 from training.towers import make_towers
 

@@ -22,7 +22,7 @@ from PIL import Image
 from cli.scored import csv_writer
 from data.labels import LabelMap
 from data.table import read_table
-from processing_mmfusion import decode_audio, decode_image
+from decoding_mmfusion import decode_audio, decode_image
 from space.errors import BadInput, Refusal
 from space.feedback import FeedbackStore, Quota
 from space.redaction import mask_text
