@@ -10,15 +10,13 @@ Q queries, H heads, L labels.
 
 import copy
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.processing_utils import Unpack
@@ -41,6 +39,18 @@ try:
         row_losses,
         sample_subsets,
     )
+    from .towers_mmfusion import (
+        build_tower,
+        grid_positions,
+        load_tower,
+        max_text_tokens,
+        run_audio_tower,
+        run_image_tower,
+        run_text_tower,
+        tower_tokens,
+        tower_width,
+        without_pooler,
+    )
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
@@ -60,10 +70,23 @@ except ImportError:
         row_losses,
         sample_subsets,
     )
+    from towers_mmfusion import (
+        build_tower,
+        grid_positions,
+        load_tower,
+        max_text_tokens,
+        run_audio_tower,
+        run_image_tower,
+        run_text_tower,
+        tower_tokens,
+        tower_width,
+        without_pooler,
+    )
 
 MODALITIES = tuple(TOWER_CONFIGS)  # text, image, audio: the columns of `modality_mask`
 MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
 TOWERS = {"text": "text_encoder", "image": "vision_encoder", "audio": "audio_encoder"}
+RUN = {"text": run_text_tower, "image": run_image_tower, "audio": run_audio_tower}
 # Modality -> (last hidden state of its tower for the rows that have it, mask of its tokens).
 TowerOutputs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -104,62 +127,7 @@ class MMFusionClassifierOutput(SequenceClassifierOutput):
     unimodal_logits: torch.FloatTensor | None = None
 
 
-# == Towers: any encoder of its kind, behind one face =================================================================
-
-
-def tower_width(config) -> int:
-    """Width of a tower's tokens; ResNet-like configurations have `hidden_sizes` and no `hidden_size`."""
-    width = getattr(config, "hidden_size", None)
-    return width if width is not None else config.hidden_sizes[-1]
-
-
-def tower_tokens(hidden: torch.Tensor) -> torch.Tensor:
-    """Tokens (P, T, C) of a tower's last hidden state, be it (P, T, C) or a feature map (P, C, H, W)."""
-    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-
-
-def grid_positions(height: int, width: int, size: int) -> torch.Tensor:
-    """Sines and cosines of row and column (H · W, size), for the tokens of a feature map.
-
-    Source: DETR (Carion et al. 2020, arXiv:2005.12872, appendix A.4): half of the channels for the row, half for the
-    column; positions here run from 0 to 1 over the picture, so that its resolution does not matter.
-    """
-    frequencies = 2 * math.pi * 2.0 ** (torch.arange(-(-size // 4)) % 6 - 2)  # a quarter to eight periods a picture
-    waves = []
-    for count in (height, width):
-        angles = (torch.arange(count) + 0.5)[:, None] / count * frequencies  # (count, size / 4)
-        waves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
-    rows, columns = waves
-    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
-    return grid.flatten(0, 1)[:, :size]
-
-
-def max_text_tokens(tower: PreTrainedModel) -> int | None:
-    """Tokens that a text tower has positions for; RoBERTa-like ones count them from `pad_token_id + 1` on."""
-    limit = getattr(tower.config, "max_position_embeddings", None)
-    positions = getattr(getattr(tower, "embeddings", None), "position_embeddings", None)
-    first = getattr(positions, "padding_idx", None)
-    return limit if limit is None or first is None else limit - first - 1
-
-
-def _without_pooler(model_class: type) -> dict:
-    """Keyword that leaves a tower's pooler out where it has one: nothing here would train it."""
-    knows = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if knows else {}
-
-
-def build_tower(config) -> PreTrainedModel:
-    """A tower with fresh weights. `trust_remote_code` is never forwarded: a tower is a `transformers` class."""
-    return AutoModel.from_config(config, **_without_pooler(AutoModel._model_mapping[type(config)]))
-
-
-def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """A pretrained tower from a Hub id or folder: in float32, from safetensors only, never with code of its own."""
-    kwargs["trust_remote_code"] = False
-    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-    kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
-    pooler = _without_pooler(AutoModel._model_mapping[type(config)])
-    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **pooler)
+# == Projection ======================================================================================================
 
 
 class MMFusionProjector(nn.Module):
@@ -255,7 +223,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             if source is not None
         }
         for tower in towers.values():
-            if _without_pooler(type(tower)):
+            if without_pooler(type(tower)):
                 tower.pooler = None  # as in `build_tower`, so that a saved model has the keys that loading expects
         configs = {
             field: towers[modality].config if modality in towers else None for modality, field in TOWER_CONFIGS.items()
@@ -366,24 +334,27 @@ class MMFusionModel(MMFusionPreTrainedModel):
         masks = {"text": attention_mask, "audio": audio_attention_mask}
         self._check_inputs(given, masks, modality_mask)
         presence = self._presence(given, masks, modality_mask)  # (B, M)
-        run = {"text": self._encode_text, "image": self._encode_image, "audio": self._encode_audio}
-        inputs = {"text": (input_ids, attention_mask), "audio": (input_values, audio_attention_mask)}
+        inputs = {
+            "text": (input_ids, attention_mask), "image": (pixel_values,),
+            "audio": (input_values, audio_attention_mask),
+        }  # fmt: skip
         outputs = {}
         for modality in given:
             present = presence[:, MODALITIES.index(modality)]
-            output = self._run_tower(run[modality], present, *inputs.get(modality, (pixel_values,)))
+            output = self._run_tower(modality, present, *inputs[modality])
             if output is not None:
                 outputs[modality] = output
         return outputs, presence
 
     def _run_tower(
-        self, run: Callable, present: torch.Tensor, *inputs: torch.Tensor | None
+        self, modality: str, present: torch.Tensor, *inputs: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Last hidden state and mask of one tower, which sees only the P rows where its modality is present.
 
         While a graph is traced (`torch.compile`, `torch.export`), shapes may not depend on data: the tower then sees
         all rows, and those that lack the modality are zeroed before and after it.
         """
+        run = functools.partial(RUN[modality], getattr(self, TOWERS[modality]))
         if torch.compiler.is_compiling():
             return run(*(None if x is None else _where_rows(present, x) for x in inputs))
         rows = present.nonzero().squeeze(1)  # (P,)
@@ -412,58 +383,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
             token_modality=torch.tensor(columns, dtype=torch.long, device=presence.device),
             modality_mask=presence,
         )
-
-    def _encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        mask = attention_mask.bool()  # (P, T)
-        # Under the mask may lie anything, ids outside the vocabulary too.
-        input_ids = input_ids.masked_fill(~mask, self.config.text_config.pad_token_id or 0)
-        output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        return output.last_hidden_state, mask
-
-    def _encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
-        is_alone = self.vision_encoder.training and not torch.compiler.is_compiling() and len(pixel_values) == 1
-        if is_alone:
-            self.vision_encoder.eval()
-        output = self.vision_encoder(pixel_values=pixel_values.to(self.vision_encoder.dtype), return_dict=True)
-        if is_alone:
-            self.vision_encoder.train()
-        hidden = output.last_hidden_state  # (P, T, C) or (P, C, H, W)
-        num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2] * hidden.shape[3]
-        return hidden, torch.ones(hidden.shape[0], num_tokens, dtype=torch.bool, device=hidden.device)
-
-    def _encode_audio(
-        self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden state and frame-level mask of waveforms (P, samples).
-
-        Group-norm towers were pretrained on zero-padded clips without a mask and get none: their first layer takes
-        statistics over the whole clip anyway (see the processor's rule). The fusion reads valid frames only.
-        """
-        if audio_attention_mask is None:
-            audio_attention_mask = torch.ones_like(input_values, dtype=torch.long)
-        input_values = input_values.masked_fill(~audio_attention_mask.bool(), 0.0).to(self.audio_encoder.dtype)
-        # A clip too short for one frame counts as padded with silence to exactly one, whatever its neighbours' length.
-        config = self.config.audio_config
-        frame = needed = receptive_field(config)
-        if self.training:  # SpecAugment refuses a batch that is not longer than one of its spans
-            needed += config.mask_time_length * math.prod(config.conv_stride)
-        if (missing := needed - input_values.shape[1]) > 0:
-            input_values, audio_attention_mask = (F.pad(x, (0, missing)) for x in (input_values, audio_attention_mask))
-        first_frame = torch.arange(input_values.shape[1], device=input_values.device) < frame
-        audio_attention_mask = (audio_attention_mask.bool() | first_frame).long()
-        reads_mask = getattr(config, "feat_extract_norm", "layer") != "group"
-        output = self.audio_encoder(
-            input_values=input_values, attention_mask=audio_attention_mask if reads_mask else None, return_dict=True
-        )
-        hidden = output.last_hidden_state
-        num_frames = self.audio_encoder._get_feat_extract_output_lengths(audio_attention_mask.sum(dim=1))
-        frames = torch.arange(hidden.shape[1], device=hidden.device)
-        return hidden, frames < num_frames[:, None]  # (P, T)
 
     def _presence(self, given: dict, masks: dict, modality_mask: torch.Tensor | None) -> torch.BoolTensor:
         """(B, M), True where a row has the modality.
@@ -824,14 +743,6 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
 
 
 # == Small pieces =====================================================================================================
-
-
-def receptive_field(audio_config) -> int:
-    """Samples that the convolutional front of a Wav2Vec2-like tower needs for its first frame (400 for the base)."""
-    field = 1
-    for kernel, stride in zip(reversed(audio_config.conv_kernel), reversed(audio_config.conv_stride), strict=True):
-        field = (field - 1) * stride + kernel
-    return field
 
 
 def _kept(presence: torch.BoolTensor, modality_mask: torch.Tensor | None) -> torch.BoolTensor:

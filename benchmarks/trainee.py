@@ -52,7 +52,7 @@ def plain_trainer(flags: list[str]) -> Callable[[], dict]:
     from transformers import Trainer, TrainingArguments
 
     from data import Collator, FusionDataset
-    from modeling_mmfusion import tower_tokens, tower_width
+    from towers_mmfusion import tower_tokens, tower_width
     from training.arguments import parse_args
     from training.rows import open_rows
     from training.start import choose_start

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
-    "configuration", "modeling", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
+    "configuration", "modeling", "towers", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
 )  # fmt: skip
 TRAVELLING = tuple(f"{part}_mmfusion" for part in PARTS)
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
-    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion"],
+    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion", "towers_mmfusion"],
     "fusion_mmfusion": ["configuration_mmfusion"],
     "processing_mmfusion": ["decoding_mmfusion"],
     "pipeline_mmfusion": ["explanation_mmfusion"],
@@ -38,7 +38,7 @@ TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
-    "modeling_mmfusion.py": 870, "explanation_mmfusion.py": 700,
+    "modeling_mmfusion.py": 780, "explanation_mmfusion.py": 700,
     "pipeline_mmfusion.py": 500,
 }  # fmt: skip
 

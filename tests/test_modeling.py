@@ -32,10 +32,9 @@ from modeling_mmfusion import (
     TOWERS,
     MMFusionForSequenceClassification,
     MMFusionModel,
-    grid_positions,
-    receptive_field,
 )
 from objectives_mmfusion import sample_subsets
+from towers_mmfusion import grid_positions, receptive_field
 
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(MODALITIES, size)]
 ARGUMENTS = {

@@ -23,7 +23,9 @@ from training.folder import save_model_folder
 
 ROOT = Path(__file__).parents[1]
 RATE = 16_000
-PARTS = ("configuration", "modeling", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation")
+PARTS = (
+    "configuration", "modeling", "towers", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
+)  # fmt: skip
 SIZE = {"height": 16, "width": 16}
 LABELS = {0: "low", 1: "middle", 2: "high"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]

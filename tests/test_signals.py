@@ -13,8 +13,8 @@ import train
 from data import check_table, read_table
 from decoding_mmfusion import decode_audio
 from hub.probe import made_up_rows
-from modeling_mmfusion import receptive_field
 from space.tasks import warm_up_sample
+from towers_mmfusion import receptive_field
 from training.towers import make_towers
 
 RATES = (1, 7, 100, 500, 2_000, 3_999)

@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 from data import Collator, FusionDataset
 from data.table import Table
-from modeling_mmfusion import MAIN_INPUTS, TOWERS, receptive_field, tower_width
+from modeling_mmfusion import MAIN_INPUTS, TOWERS
+from towers_mmfusion import receptive_field, tower_width
 from training.features_keys import cell_keys, distinct, is_cell, tower_key
 from training.features_store import KEY, FeatureStore
 from training.randomness import keeping_random_state

@@ -32,8 +32,9 @@ from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
-from modeling_mmfusion import TOWERS, build_tower, load_tower, max_text_tokens
+from modeling_mmfusion import TOWERS
 from processing_mmfusion import MMFusionProcessor
+from towers_mmfusion import build_tower, load_tower, max_text_tokens
 from training.continuing import load_processor, load_weights
 
 BASE = {
