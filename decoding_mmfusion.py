@@ -299,12 +299,14 @@ def _resampled(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
 
 
 def _checked_rate(rate: Any, target_rate: int) -> int:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or rate != rate or rate != int(rate):
-        raise ValueError(f"`sampling_rate` is {rate!r}; it must be a whole number of Hz")
+    if getattr(rate, "ndim", None) == 0:  # a number of NumPy or torch, as data sets with these formats give it
+        rate = rate.item()
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate % 1 != 0:  # also NaN and infinity
+        raise ValueError(f"`sampling_rate` is {_short(repr(rate))}; it must be a whole number of Hz")
     lowest = max(1, min(MIN_SAMPLING_RATE, target_rate // MAX_UPSAMPLING))
     if not lowest <= rate <= MAX_SAMPLING_RATE:
         raise ValueError(
-            f"`sampling_rate` is {rate} Hz, allowed are {lowest} to {MAX_SAMPLING_RATE} Hz; is the unit Hz?"
+            f"`sampling_rate` is {_short(rate)} Hz, allowed are {lowest} to {MAX_SAMPLING_RATE} Hz; is the unit Hz?"
         )
     return int(rate)
 

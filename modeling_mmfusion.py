@@ -23,6 +23,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
+    from .checks_mmfusion import (
+        MAIN_INPUTS,
+        check_inputs,
+        check_tower_outputs,
+        refuse_beside_encoder_outputs,
+        refuse_unknown,
+    )
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
     from .fusion_mmfusion import FUSIONS
     from .objectives_mmfusion import (
@@ -54,6 +61,13 @@ try:
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
+    from checks_mmfusion import (
+        MAIN_INPUTS,
+        check_inputs,
+        check_tower_outputs,
+        refuse_beside_encoder_outputs,
+        refuse_unknown,
+    )
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
     from fusion_mmfusion import FUSIONS
     from objectives_mmfusion import (
@@ -84,7 +98,6 @@ except ImportError:
     )
 
 MODALITIES = tuple(TOWER_CONFIGS)  # text, image, audio: the columns of `modality_mask`
-MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
 TOWERS = {"text": "text_encoder", "image": "vision_encoder", "audio": "audio_encoder"}
 RUN = {"text": run_text_tower, "image": run_image_tower, "audio": run_audio_tower}
 # Modality -> (last hidden state of its tower for the rows that have it, mask of its tokens).
@@ -281,6 +294,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
         tower_outputs: TowerOutputs | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
     ) -> MMFusionEncoderOutput:
         """Run the towers, each on the rows that have its modality, and nothing else.
 
@@ -296,17 +310,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
             "input_values": input_values, "audio_attention_mask": audio_attention_mask, "modality_mask": modality_mask,
+            "inputs_embeds": inputs_embeds,
         }  # fmt: skip
         if not tower_outputs:
             return self._project(*self.run_towers(**inputs))
-        self._check_tower_outputs(tower_outputs, inputs)
-        presence = modality_mask.bool()
-        if any(inputs[name] is not None for name in MAIN_INPUTS.values()):
-            others, in_others = self.run_towers(**inputs)
-            columns = [modality in tower_outputs for modality in MODALITIES]
-            presence = torch.where(torch.tensor(columns, device=presence.device), presence, in_others)
-            tower_outputs = {**others, **tower_outputs}
-        return self._project(tower_outputs, presence)
+        check_tower_outputs(self.config, tower_outputs, inputs, self.training)
+        others, presence = {}, torch.zeros_like(modality_mask, dtype=torch.bool)  # (B, M)
+        if any(inputs[name] is not None for name in (*MAIN_INPUTS.values(), "inputs_embeds")):
+            others, presence = self.run_towers(**inputs)
+        for modality in tower_outputs:
+            column = MODALITIES.index(modality)
+            presence[:, column] = modality_mask[:, column].bool()
+        return self._project({**others, **tower_outputs}, presence)
 
     def run_towers(
         self,
@@ -316,6 +331,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         input_values: torch.FloatTensor | None = None,
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
     ) -> tuple[TowerOutputs, torch.BoolTensor]:
         """What the towers say, before anything of the fusion: fit to be kept where the towers are frozen.
 
@@ -329,13 +345,17 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Raises:
             ValueError: As `encode`.
         """
-        given = {"text": input_ids, "image": pixel_values, "audio": input_values}
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("`input_ids` and `inputs_embeds` were both given, and both are the text: leave one out")
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        given = {"text": text, "image": pixel_values, "audio": input_values}
         given = {modality: tensor for modality, tensor in given.items() if tensor is not None}
         masks = {"text": attention_mask, "audio": audio_attention_mask}
-        self._check_inputs(given, masks, modality_mask)
+        limit = max_text_tokens(self.text_encoder) if "text" in self.config.modalities else None
+        check_inputs(self.config, given, masks, modality_mask, limit)
         presence = self._presence(given, masks, modality_mask)  # (B, M)
         inputs = {
-            "text": (input_ids, attention_mask), "image": (pixel_values,),
+            "text": (text, attention_mask), "image": (pixel_values,),
             "audio": (input_values, audio_attention_mask),
         }  # fmt: skip
         outputs = {}
@@ -396,84 +416,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
             presence[:, MODALITIES.index(modality)] = True if mask is None else mask.bool().any(dim=1)
         return presence if modality_mask is None else presence & modality_mask.to(first.device).bool()
 
-    def _check_inputs(self, given: dict, masks: dict, modality_mask: torch.Tensor | None):
-        """Shapes only: nothing here waits for the device."""
-        if not given:
-            raise ValueError("at least one of `input_ids`, `pixel_values`, `input_values` must be given, got none")
-        for modality in given:
-            if modality not in self.config.modalities:
-                raise ValueError(
-                    f"`{MAIN_INPUTS[modality]}` was given, but this model has no tower for {modality}: "
-                    f"it reads {', '.join(self.config.modalities)}"
-                )
-        sizes = {MAIN_INPUTS[modality]: tensor.shape[0] for modality, tensor in given.items()}
-        if modality_mask is not None:
-            sizes["modality_mask"] = modality_mask.shape[0]
-        # Compared, not collected in a set: in an export with dynamic shapes sizes are symbols, which have no hash.
-        num_rows, *others = sizes.values()
-        if any(size != num_rows for size in others):
-            stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
-            raise ValueError(f"all inputs must have the same number of rows, got {stated}")
-        if 0 in sizes.values():
-            raise ValueError(f"`{next(iter(sizes))}` has no rows: at least one is needed")
-        if modality_mask is not None and modality_mask.shape[1:] != (len(MODALITIES),):
-            raise ValueError(f"`modality_mask` must be of shape (B, 3), got {tuple(modality_mask.shape)}")
-        checks = {"text": self._check_text, "image": self._check_image, "audio": self._check_audio}
-        for modality, tensor in given.items():
-            checks[modality](tensor, masks.get(modality))
-
-    def _check_tower_outputs(self, tower_outputs: TowerOutputs, inputs: dict[str, torch.Tensor | None]):
-        if inputs["modality_mask"] is None:
-            raise ValueError("`tower_outputs` needs `modality_mask` (B, 3), which says whose rows they are; got none")
-        for modality in tower_outputs:
-            if modality not in self.config.modalities:
-                raise ValueError(
-                    f"`tower_outputs` holds {modality!r}: it may hold {', '.join(self.config.modalities)}"
-                )
-            if inputs[MAIN_INPUTS[modality]] is not None:
-                raise ValueError(f"`tower_outputs` holds {modality!r}: leave `{MAIN_INPUTS[modality]}` out")
-
-    def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-            raise ValueError(f"`input_ids` must be of shape (B, T) with T > 0, got {tuple(input_ids.shape)}")
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must be of the shape of `input_ids` {tuple(input_ids.shape)}, "
-                f"got {tuple(attention_mask.shape)}"
-            )
-        limit = max_text_tokens(self.text_encoder)
-        if limit is not None and input_ids.shape[1] > limit:
-            raise ValueError(
-                f"`input_ids` has {input_ids.shape[1]} tokens, the text tower takes at most {limit}: truncate"
-            )
-
-    def _check_image(self, pixel_values: torch.Tensor, _: None):
-        if pixel_values.ndim != 4:
-            raise ValueError(f"`pixel_values` must be of shape (B, C, H, W), got {tuple(pixel_values.shape)}")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating point, got {pixel_values.dtype}: let the processor rescale and "
-                "normalise the picture"
-            )
-        channels = getattr(self.config.vision_config, "num_channels", 3)
-        if pixel_values.shape[1] != channels:
-            raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
-
-    def _check_audio(self, input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None):
-        if input_values.ndim != 2 or input_values.shape[1] == 0:
-            raise ValueError(
-                f"`input_values` must be of shape (B, samples) with samples > 0, got {tuple(input_values.shape)}"
-            )
-        if not input_values.is_floating_point():
-            raise ValueError(
-                f"`input_values` must be floating point, got {input_values.dtype}: let the processor scale the samples"
-            )
-        if audio_attention_mask is not None and audio_attention_mask.shape != input_values.shape:
-            raise ValueError(
-                f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
-                f"got {tuple(audio_attention_mask.shape)}"
-            )
-
     # -- fusion ------------------------------------------------------------------------------------------------------
 
     def fuse(
@@ -491,6 +433,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             As `MMFusionFusion`.
         """
+        refuse_unknown(kwargs)
         presence = _kept(encoder_outputs.modality_mask, modality_mask)
         token_mask = encoder_outputs.token_mask & presence[:, encoder_outputs.token_modality]  # (B, T)
         # Attention weighs masked tokens with 0, and 0 * NaN is NaN: they are zeroed, too.
@@ -516,6 +459,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Read whatever is given and fuse it.
@@ -530,7 +474,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 present in every row, and one that is not passed in none.
             tower_outputs: From `run_towers`, for some modalities or all, in place of their inputs; these towers are
                 not run, and `modality_mask` must be given.
-            encoder_outputs: From `encode`: the towers are not run again, and `modality_mask` chooses a subset.
+            encoder_outputs: From `encode`, in place of all inputs: the towers are not run again, and `modality_mask`
+                chooses a subset.
+            inputs_embeds: (B, T, C) in place of `input_ids`: what the text tower's table of embeddings gives, or
+                learned prompts in front of it.
+            **kwargs: `output_attentions`, `output_hidden_states`; `use_cache`, which has no effect.
 
         Returns:
             `last_hidden_state` (B, Q, D), `pooler_output` (B, D); `hidden_states` and `attentions` of the fusion when
@@ -538,13 +486,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
         Raises:
             ValueError: When nothing is given, or shapes do not fit each other or the model.
+            TypeError: A keyword that no model here takes.
         """
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+            "input_values": input_values, "audio_attention_mask": audio_attention_mask,
+            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds,
+        }  # fmt: skip
         if encoder_outputs is None:
-            encoder_outputs = self.encode(
-                input_ids, attention_mask, pixel_values, input_values, audio_attention_mask, modality_mask,
-                tower_outputs,
-            )  # fmt: skip
+            encoder_outputs = self.encode(**inputs, modality_mask=modality_mask)
             modality_mask = None  # it is in the encoder's outputs now
+        else:
+            refuse_beside_encoder_outputs(inputs)
         return self.fuse(encoder_outputs, modality_mask, **kwargs)
 
     # -- one shared space --------------------------------------------------------------------------------------------
@@ -606,6 +559,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         labels: torch.Tensor | None = None,
         tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMFusionClassifierOutput:
         """Classify whatever is given.
@@ -613,6 +567,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         Inputs:
             labels: (B,) class indices, or (B, L) floats for multi-label, or (B,) or (B, L) floats for regression; of
                 several tasks their columns side by side, as floats. A row with -100 or NaN has none.
+            num_items_in_batch: Labels of all batches whose gradients are added up, as `Trainer` counts them; the loss
+                is then weighted so that those of the batches add up to their mean.
             All others: as for `MMFusionModel.forward`.
 
         Returns:
@@ -622,13 +578,18 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             (`config.modality_dropout`), and what `config.balance` and its like add; the logits are those of the rows
             as they came.
         """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        refuse_unknown(kwargs)
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+            "input_values": input_values, "audio_attention_mask": audio_attention_mask,
+            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds,
+        }  # fmt: skip
         if encoder_outputs is None:
-            encoder_outputs = self.encode(
-                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values,
-                input_values=input_values, audio_attention_mask=audio_attention_mask, modality_mask=modality_mask,
-                tower_outputs=tower_outputs,
-            )  # fmt: skip
+            encoder_outputs = self.encode(**inputs, modality_mask=modality_mask)
             modality_mask = None
+        else:
+            refuse_beside_encoder_outputs(inputs)
         presence = _kept(encoder_outputs.modality_mask, modality_mask)
         unimodal_logits, encoder_outputs = self._balanced(encoder_outputs, presence, labels)
         fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
@@ -643,6 +604,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             loss = self._training_loss(logits, labels, encoder_outputs, presence)
             if unimodal_logits is not None:
                 loss = loss + self._unimodal_loss(unimodal_logits, labels, presence)
+        if loss is not None and num_items_in_batch is not None:
+            loss = loss * (labels.ne(-100).sum() / num_items_in_batch)  # the share of this batch in a whole step
         return MMFusionClassifierOutput(
             loss=loss, logits=logits, unimodal_logits=unimodal_logits,
             hidden_states=fused.hidden_states, attentions=fused.attentions,

@@ -6,8 +6,10 @@ model around it sees a last hidden state and a mask of its tokens.
 Shape legend: P rows in which the modality is present, T tokens, C width of a tower, D fusion width.
 """
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -75,15 +77,27 @@ def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
 
 
 def run_text_tower(
-    tower: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    tower: PreTrainedModel, text: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the last hidden state (P, T, C) of texts (P, T) and the mask (P, T) of their tokens."""
+    """Return the last hidden state (P, T, C) of texts and the mask (P, T) of their tokens.
+
+    Args:
+        tower: The text tower.
+        text: Token ids (P, T), or in place of them the embeddings of tokens and prompts (P, T, C).
+        attention_mask: (P, T), 1 = token; None: all are.
+    """
     if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
     mask = attention_mask.bool()  # (P, T)
     # Under the mask may lie anything, ids outside the vocabulary too.
-    input_ids = input_ids.masked_fill(~mask, tower.config.pad_token_id or 0)
-    output = tower(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+    if text.is_floating_point():
+        width = getattr(tower.get_input_embeddings(), "embedding_dim", None)
+        if width is not None and text.shape[-1] != width:
+            raise ValueError(f"`inputs_embeds` is {text.shape[-1]} wide, the text tower's embeddings are {width}")
+        inputs = {"inputs_embeds": text.masked_fill(~mask[..., None], 0.0).to(tower.dtype)}
+    else:
+        inputs = {"input_ids": text.masked_fill(~mask, tower.config.pad_token_id or 0)}
+    output = tower(**inputs, attention_mask=attention_mask, return_dict=True)
     return output.last_hidden_state, mask
 
 
@@ -91,14 +105,23 @@ def run_image_tower(tower: PreTrainedModel, pixel_values: torch.Tensor) -> tuple
     """Return the last hidden state (P, T, C) or feature map (P, C, H, W) of pictures, and a mask (P, T) of ones."""
     # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
     is_alone = tower.training and not torch.compiler.is_compiling() and len(pixel_values) == 1
-    if is_alone:
-        tower.eval()
-    output = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True)
-    if is_alone:
-        tower.train()
+    with eval_mode(tower) if is_alone else contextlib.nullcontext():
+        output = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True)
     hidden = output.last_hidden_state  # (P, T, C) or (P, C, H, W)
     num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2] * hidden.shape[3]
     return hidden, torch.ones(hidden.shape[0], num_tokens, dtype=torch.bool, device=hidden.device)
+
+
+@contextlib.contextmanager
+def eval_mode(tower: PreTrainedModel) -> Iterator[None]:
+    """Hold a tower in eval mode, and give each of its modules its own mode back: a frozen batch norm stays in eval."""
+    in_training = [module for module in tower.modules() if module.training]
+    tower.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def run_audio_tower(

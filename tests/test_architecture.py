@@ -11,12 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = (
-    "configuration", "modeling", "towers", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
+    "configuration", "modeling", "checks", "towers", "fusion", "objectives", "processing", "decoding", "pipeline",
+    "explanation",
 )  # fmt: skip
 TRAVELLING = tuple(f"{part}_mmfusion" for part in PARTS)
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
-    "modeling_mmfusion": ["configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion", "towers_mmfusion"],
+    "modeling_mmfusion": [
+        "checks_mmfusion",
+        "configuration_mmfusion",
+        "fusion_mmfusion",
+        "objectives_mmfusion",
+        "towers_mmfusion",
+    ],
     "fusion_mmfusion": ["configuration_mmfusion"],
     "processing_mmfusion": ["decoding_mmfusion"],
     "pipeline_mmfusion": ["explanation_mmfusion"],

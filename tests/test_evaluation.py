@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 LABELS = ["ant", "bee", "cat"]
 SEVEN = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
 PARTS = (
-    "configuration", "modeling", "towers", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
+    "configuration", "modeling", "checks", "towers", "fusion", "objectives", "processing", "decoding", "pipeline",
+    "explanation",
 )  # fmt: skip
 TRAVELLING = [f"{name}_mmfusion.py" for name in PARTS]
 AUTO_MAP = {

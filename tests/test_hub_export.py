@@ -99,7 +99,7 @@ def test_a_model_in_shards_is_published_with_all_of_them(source, target):
     ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "training_config.json",
      "metrics.json", "configuration_mmfusion.py", "modeling_mmfusion.py", "processing_mmfusion.py",
      "decoding_mmfusion.py", "pipeline_mmfusion.py", "explanation_mmfusion.py", "fusion_mmfusion.py",
-     "objectives_mmfusion.py", "towers_mmfusion.py"],
+     "objectives_mmfusion.py", "towers_mmfusion.py", "checks_mmfusion.py"],
 )  # fmt: skip
 def test_a_file_that_is_missing_is_named(source, target, name):
     (source / name).unlink()

@@ -312,7 +312,7 @@ def test_a_stranger_loads_a_folder_with_nothing_of_this_repository_on_the_path(t
     copied = {
         "config.json",
         "model.safetensors",
-        *(f"{part}_mmfusion.py" for part in ("configuration", "fusion", "modeling", "objectives", "towers")),
+        *(f"{part}_mmfusion.py" for part in ("checks", "configuration", "fusion", "modeling", "objectives", "towers")),
     }
     assert {path.name for path in folder.iterdir()} == copied
     away.mkdir()

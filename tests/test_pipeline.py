@@ -24,7 +24,8 @@ from training.folder import save_model_folder
 ROOT = Path(__file__).parents[1]
 RATE = 16_000
 PARTS = (
-    "configuration", "modeling", "towers", "fusion", "objectives", "processing", "decoding", "pipeline", "explanation",
+    "configuration", "modeling", "checks", "towers", "fusion", "objectives", "processing", "decoding", "pipeline",
+    "explanation",
 )  # fmt: skip
 SIZE = {"height": 16, "width": 16}
 LABELS = {0: "low", 1: "middle", 2: "high"}

@@ -320,10 +320,23 @@ def test_silence_is_a_sound():
     assert not decode_audio({"array": np.zeros(800, np.int16), "sampling_rate": RATE}, sampling_rate=RATE).any()
 
 
-@pytest.mark.parametrize("rate", [0, -1, 999, 384_001, 4_000_000_000, 16_000.5, float("nan"), "16000", True])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        0, -1, 999, 384_001, 4_000_000_000, 16_000.5, float("nan"), "16000", True, float("inf"), -float("inf"), 1e300,
+        10**400, np.float32("inf"), np.float64("nan"), np.array(np.inf), np.array([16_000]), np.True_, np.complex64(1),
+        torch.tensor(float("inf")), [16_000],
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_impossible_rates_are_refused(rate):
     with pytest.raises(ValueError, match="`sampling_rate` is"):
         decode_audio({"array": tone(), "sampling_rate": rate}, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("rate", [np.int64(RATE), np.float32(RATE), np.array(RATE), torch.tensor(RATE), float(RATE)])
+def test_a_rate_may_be_a_number_of_any_library(rate):
+    assert len(decode_audio({"array": tone(), "sampling_rate": rate}, sampling_rate=RATE)) == len(tone())
 
 
 def test_a_dict_without_array_or_rate_is_refused_with_its_keys():

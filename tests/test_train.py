@@ -136,7 +136,7 @@ def test_the_folder_holds_what_a_stranger_needs_and_nothing_else(trained):
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "configuration_mmfusion.py", "modeling_mmfusion.py", "processing_mmfusion.py", "decoding_mmfusion.py",
         "pipeline_mmfusion.py", "explanation_mmfusion.py", "fusion_mmfusion.py", "objectives_mmfusion.py",
-        "towers_mmfusion.py", "training_config.json", "metrics.json", "log.jsonl",
+        "towers_mmfusion.py", "checks_mmfusion.py", "training_config.json", "metrics.json", "log.jsonl",
         "curves.png",
     }  # fmt: skip
     assert [path.name for path in trained.parent.iterdir()] == ["model"], "nothing is left beside it"

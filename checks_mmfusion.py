@@ -1,0 +1,200 @@
+"""Checks of what a model's `forward` is given: names, shapes and types, before a tower runs.
+
+Design notes: nothing here waits for the device, and in an export with dynamic shapes sizes are symbols, so that they
+are compared and never hashed.
+
+Shape legend: B batch rows, P rows in which a modality is present, T tokens, C width of a tower, M = 3 modalities.
+"""
+
+from typing import Any
+
+import torch
+from transformers.utils import TransformersKwargs
+
+MODALITIES = ("text", "image", "audio")  # the columns of `modality_mask`
+MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
+MASKS = {"text": "attention_mask", "audio": "audio_attention_mask"}
+# Of what `Trainer`, `peft` and others pass to any model.
+TAKEN_KEYWORDS = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
+
+
+# == Keywords =========================================================================================================
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Refuse what `transformers` lets pass through `**kwargs` and this model would not use.
+
+    Raises:
+        TypeError: A name that is not an argument; what is None and known to `transformers` is not given.
+    """
+    for name, value in kwargs.items():
+        is_unset = value is None and name in TransformersKwargs.__annotations__
+        if name not in TAKEN_KEYWORDS and not is_unset:
+            raise TypeError(
+                f"`{name}` is not an argument of this model; beside its inputs it takes {', '.join(TAKEN_KEYWORDS)}"
+            )
+
+
+def refuse_beside_encoder_outputs(inputs: dict[str, Any]) -> None:
+    """Refuse inputs of towers that are not run.
+
+    Raises:
+        ValueError: Any of the inputs is given.
+    """
+    if given := [name for name, value in inputs.items() if value is not None]:
+        raise ValueError(f"`{given[0]}` was given beside `encoder_outputs`, which takes its place: leave one out")
+
+
+# == Inputs ===========================================================================================================
+
+
+def check_inputs(
+    config,
+    given: dict[str, torch.Tensor],
+    masks: dict[str, torch.Tensor | None],
+    modality_mask: torch.Tensor | None,
+    max_text_tokens: int | None,
+) -> None:
+    """Check that inputs fit each other and the model.
+
+    Args:
+        config: Of the model.
+        given: Modality -> ids (B, T) or embeddings (B, T, C), pixels (B, C, H, W), waveforms (B, samples).
+        masks: "text" and "audio" -> mask of tokens or samples, or None.
+        modality_mask: (B, M) or None.
+        max_text_tokens: Tokens that the text tower takes; None: any number.
+
+    Raises:
+        ValueError: What does not fit, by its name and shape.
+    """
+    if not given:
+        raise ValueError("at least one of `input_ids`, `pixel_values`, `input_values` must be given, got none")
+    for modality, mask in MASKS.items():
+        if masks[modality] is not None and modality not in given:
+            raise ValueError(f"`{mask}` was given without `{MAIN_INPUTS[modality]}`: give both or none")
+    for modality in given:
+        if modality not in config.modalities:
+            raise ValueError(
+                f"`{MAIN_INPUTS[modality]}` was given, but this model has no tower for {modality}: "
+                f"it reads {', '.join(config.modalities)}"
+            )
+    _check_numbers_of_rows({MAIN_INPUTS[name]: tensor for name, tensor in given.items()}, modality_mask)
+    if "text" in given:
+        _check_text(given["text"], masks["text"], max_text_tokens)
+    if "image" in given:
+        _check_image(given["image"], getattr(config.vision_config, "num_channels", 3))
+    if "audio" in given:
+        _check_audio(given["audio"], masks["audio"])
+
+
+def _check_numbers_of_rows(given: dict[str, torch.Tensor], modality_mask: torch.Tensor | None) -> None:
+    sizes = {name: tensor.shape[0] for name, tensor in given.items()}
+    if modality_mask is not None:
+        sizes["modality_mask"] = modality_mask.shape[0]
+    num_rows, *others = sizes.values()
+    if any(size != num_rows for size in others):
+        stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
+        raise ValueError(f"all inputs must have the same number of rows, got {stated}")
+    if 0 in sizes.values():
+        raise ValueError(f"`{next(iter(sizes))}` has no rows: at least one is needed")
+    if modality_mask is not None:
+        _check_modality_mask(modality_mask)
+
+
+def _check_modality_mask(modality_mask: torch.Tensor) -> None:
+    if modality_mask.shape[1:] != (len(MODALITIES),):
+        raise ValueError(f"`modality_mask` must be of shape (B, 3), got {tuple(modality_mask.shape)}")
+
+
+def _check_text(text: torch.Tensor, attention_mask: torch.Tensor | None, max_text_tokens: int | None) -> None:
+    name, axes = ("inputs_embeds", "(B, T, C)") if text.is_floating_point() else ("input_ids", "(B, T)")
+    if text.ndim != axes.count(",") + 1 or text.shape[1] == 0:
+        raise ValueError(f"`{name}` must be of shape {axes} with T > 0, got {tuple(text.shape)}")
+    if attention_mask is not None and attention_mask.shape != text.shape[:2]:
+        raise ValueError(
+            f"`attention_mask` must be of the shape of `{name}` {tuple(text.shape[:2])}, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    if max_text_tokens is not None and text.shape[1] > max_text_tokens:
+        raise ValueError(
+            f"`{name}` has {text.shape[1]} tokens, the text tower takes at most {max_text_tokens}: truncate"
+        )
+
+
+def _check_image(pixel_values: torch.Tensor, channels: int) -> None:
+    if pixel_values.ndim != 4:
+        raise ValueError(f"`pixel_values` must be of shape (B, C, H, W), got {tuple(pixel_values.shape)}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating point, got {pixel_values.dtype}: let the processor rescale and "
+            "normalise the picture"
+        )
+    if pixel_values.shape[1] != channels:
+        raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
+
+
+def _check_audio(input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None) -> None:
+    if input_values.ndim != 2 or input_values.shape[1] == 0:
+        raise ValueError(
+            f"`input_values` must be of shape (B, samples) with samples > 0, got {tuple(input_values.shape)}"
+        )
+    if not input_values.is_floating_point():
+        raise ValueError(
+            f"`input_values` must be floating point, got {input_values.dtype}: let the processor scale the samples"
+        )
+    if audio_attention_mask is not None and audio_attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
+            f"got {tuple(audio_attention_mask.shape)}"
+        )
+
+
+# == Tower outputs ====================================================================================================
+
+
+def check_tower_outputs(
+    config, tower_outputs: dict, inputs: dict[str, torch.Tensor | None], is_training: bool
+) -> None:
+    """Check that tower outputs are those of the rows that `modality_mask` names.
+
+    Args:
+        config: Of the model.
+        tower_outputs: Modality -> (hidden states, mask), as `run_towers` returns them.
+        inputs: What else the model is given, by name.
+        is_training: Then the device itself checks the number of rows, and nothing waits for it.
+
+    Raises:
+        ValueError: A modality that the model lacks or that is given twice, or shapes that do not fit.
+    """
+    if inputs["modality_mask"] is None:
+        raise ValueError("`tower_outputs` needs `modality_mask` (B, 3), which says whose rows they are; got none")
+    _check_modality_mask(inputs["modality_mask"])
+    for modality, (hidden, mask) in tower_outputs.items():
+        if modality not in config.modalities:
+            raise ValueError(f"`tower_outputs` holds {modality!r}: it may hold {', '.join(config.modalities)}")
+        names = [MAIN_INPUTS[modality], *(["inputs_embeds"] if modality == "text" else [])]
+        if doubled := [name for name in names if inputs[name] is not None]:
+            raise ValueError(f"`tower_outputs` holds {modality!r}: leave `{doubled[0]}` out")
+        present = inputs["modality_mask"][:, MODALITIES.index(modality)].bool()
+        _check_tower_output(f"`tower_outputs[{modality!r}]`", hidden, mask, present, is_training)
+
+
+def _check_tower_output(
+    name: str, hidden: torch.Tensor, mask: torch.Tensor, present: torch.BoolTensor, is_training: bool
+) -> None:
+    """Refuse what is not of the P rows that are present (B,), nor of all B rows."""
+    num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2:].numel()
+    if hidden.ndim not in (3, 4) or tuple(mask.shape) != (len(hidden), num_tokens):
+        raise ValueError(
+            f"{name} must hold hidden states (P, T, C) or (P, C, H, W) and the mask of their tokens (P, T), "
+            f"got {tuple(hidden.shape)} and {tuple(mask.shape)}"
+        )
+    if len(hidden) == len(present):
+        return
+    told = f"{name} has {len(hidden)} rows, but `modality_mask` names {{}} of its {len(present)} rows"
+    if torch.compiler.is_compiling():
+        raise ValueError(told.format("some") + "; while a graph is traced, give all rows")
+    if present.device.type == "cuda" and is_training:
+        torch._assert_async(present.sum() == len(hidden), told.format("another number"))
+    elif (count := int(present.sum())) != len(hidden):
+        raise ValueError(told.format(count))
