@@ -12,6 +12,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, logging
 from transformers.configuration_utils import SubConfigSpec
 
+try:
+    from .saving_mmfusion import name_code, register_code
+except ImportError:
+    if __package__:  # inside the Hub cache this is a real failure: show it
+        raise
+    from saving_mmfusion import name_code, register_code
+
 logger = logging.get_logger(__name__)
 
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
@@ -156,6 +163,12 @@ class MMFusionConfig(PreTrainedConfig):
         """
         ignored = ("attn_implementation", "_attn_implementation")
         return super().from_dict({key: value for key, value in config_dict.items() if key not in ignored}, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save the configuration, and beside it the code that it names; see `PreTrainedConfig.save_pretrained`."""
+        register_code(self)
+        name_code(self)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ try:
         row_losses,
         sample_subsets,
     )
+    from .saving_mmfusion import register_code
     from .towers_mmfusion import (
         build_tower,
         grid_positions,
@@ -84,6 +85,7 @@ except ImportError:
         row_losses,
         sample_subsets,
     )
+    from saving_mmfusion import register_code
     from towers_mmfusion import (
         build_tower,
         grid_positions,
@@ -199,6 +201,11 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             if isinstance(module, PreTrainedModel) and not isinstance(module, MMFusionPreTrainedModel):
                 module.initialize_weights()
         super().initialize_weights()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save weights and configuration with the code of the model; see `PreTrainedModel.save_pretrained`."""
+        register_code(self)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_encoders(

@@ -8,6 +8,7 @@ This file travels to the Hub beside the weights; of the repository's files it im
 
 import collections.abc
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -126,6 +127,20 @@ class MMFusionPipeline(Pipeline):
             if not inputs:
                 return []
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save model, processor and code; with `push_to_hub` push them, too, in one commit.
+
+        Args:
+            save_directory: Folder, made where there is none.
+            push_to_hub: Whether to push to `repo_id`, by default the name of the folder.
+            **kwargs: For `model.save_pretrained`, or with `push_to_hub` for the method of this name.
+        """
+        options = {} if push_to_hub else kwargs
+        super().save_pretrained(save_directory, **options)
+        self.processor.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs)
 
     def _sanitize_parameters(
         self,

@@ -16,10 +16,12 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 
 try:
     from .decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
+    from .saving_mmfusion import register_code
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
     from decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
+    from saving_mmfusion import register_code
 try:
     from PIL import Image
 except ImportError:
@@ -192,6 +194,11 @@ class MMFusionProcessor(ProcessorMixin):
     # --- saving and loading: a part that is None is stored as null and comes back as None
 
     get_attributes = _PresentAttributes(lambda cls: ["tokenizer", "image_processor", "feature_extractor"])
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Save the processor with the code of the model; see `ProcessorMixin.save_pretrained`."""
+        register_code(self)
+        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         # The base class leaves the tokenizer out because it has files of its own; that there is none must be said.

@@ -137,16 +137,20 @@ def code_files(source: Path, config: dict, processor: dict) -> set[str]:
     """
     named = [*(config.get("auto_map") or {}).values(), *(processor.get("auto_map") or {}).values()]
     named += [task["impl"] for task in (config.get("custom_pipelines") or {}).values()]
-    return set().union(*(_with_imports(source, str(name).split("--")[-1].split(".")[0]) for name in named))
+    return _with_imports(source, [str(name).split("--")[-1].split(".")[0] for name in named])
 
 
-def _with_imports(source: Path, module: str) -> set[str]:
-    """A module's file and the files beside it that it imports, however far; those that are missing, too."""
+def _with_imports(source: Path, modules: list[str]) -> set[str]:
+    """The files of modules and those beside them that they import, however far; those that are missing, too."""
     from transformers.dynamic_module_utils import get_relative_imports
 
-    file = source / f"{module}.py"
-    inner = get_relative_imports(file) if file.is_file() else []
-    return {file.name}.union(*(_with_imports(source, name) for name in inner))
+    found, unread = set(), set(modules)
+    while unread:
+        file = source / f"{unread.pop()}.py"
+        found.add(file.name)
+        inner = get_relative_imports(file) if file.is_file() else []
+        unread |= {module for module in inner if f"{module}.py" not in found}
+    return found
 
 
 def _weights_of(source: Path) -> list[str]:

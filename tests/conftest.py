@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Code that travels with a model is copied into a shared cache by the name of its folder: two test processes that save
 # a model under the same name would overwrite each other's. To be set before transformers is imported.
@@ -19,7 +20,7 @@ from train_forks import Forks
 from transformers import BertConfig, HubertConfig, ResNetConfig, ViTConfig, Wav2Vec2Config, set_seed
 
 from configuration_mmfusion import MMFusionConfig
-from modeling_mmfusion import MMFusionForSequenceClassification, MMFusionModel
+from modeling_mmfusion import MMFusionForSequenceClassification
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
@@ -110,19 +111,11 @@ def make_inputs(rows=5, seed=0, mixed=True):
     }
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_mmfusion.MMFusionConfig",
-    "AutoModel": "modeling_mmfusion.MMFusionModel",
-    "AutoModelForSequenceClassification": "modeling_mmfusion.MMFusionForSequenceClassification",
-}
+TRAVELLING = sorted(path.name for path in Path(__file__).parent.parent.glob("*_mmfusion.py"))
 
 
 def save_folder(model, path, **kwargs):
-    """Save a model with its code, as a folder that `Auto*.from_pretrained(..., trust_remote_code=True)` loads."""
-    MMFusionConfig.register_for_auto_class()
-    MMFusionModel.register_for_auto_class("AutoModel")
-    MMFusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-    model.config.auto_map = dict(AUTO_MAP)
+    """Save a model and return the folder, which `Auto*.from_pretrained(..., trust_remote_code=True)` loads."""
     model.save_pretrained(path, **kwargs)
     return path
 

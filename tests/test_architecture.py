@@ -10,24 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = (
-    "configuration", "modeling", "checks", "towers", "fusion", "objectives", "processing", "decoding", "pipeline",
-    "explanation",
-)  # fmt: skip
-TRAVELLING = tuple(f"{part}_mmfusion" for part in PARTS)
+TRAVELLING = tuple(sorted(path.stem for path in ROOT.glob("*_mmfusion.py")))
+ENTRIES = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion")  # whose classes are saved
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
+    "configuration_mmfusion": ["saving_mmfusion"],
     "modeling_mmfusion": [
-        "checks_mmfusion",
-        "configuration_mmfusion",
-        "fusion_mmfusion",
-        "objectives_mmfusion",
+        "checks_mmfusion", "configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion", "saving_mmfusion",
         "towers_mmfusion",
     ],
     "fusion_mmfusion": ["configuration_mmfusion"],
-    "processing_mmfusion": ["decoding_mmfusion"],
+    "processing_mmfusion": ["decoding_mmfusion", "saving_mmfusion"],
     "pipeline_mmfusion": ["explanation_mmfusion"],
-}
+}  # fmt: skip
+# One function, which is never called, names all others: so the library finds every file from any class that is saved.
+ALL_FILES = [name for name in TRAVELLING if name != "saving_mmfusion"]
 VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search")
 ROOMS = ("cli", "data", "metrics", "training", "tuning", "searching", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
@@ -45,8 +42,8 @@ TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
-    "modeling_mmfusion.py": 780, "explanation_mmfusion.py": 700,
-    "pipeline_mmfusion.py": 500,
+    "modeling_mmfusion.py": 820, "explanation_mmfusion.py": 700,
+    "pipeline_mmfusion.py": 550,
 }  # fmt: skip
 
 
@@ -113,7 +110,8 @@ def catches_import_error(node: ast.Try) -> bool:
 
 def test_travelling_files_import_each_other_only_where_it_is_said():
     for name in TRAVELLING:
-        assert imports_of_ours(ROOT / f"{name}.py") == set(GUARDED.get(name, ())), name
+        expected = ALL_FILES if name == "saving_mmfusion" else GUARDED.get(name, ())
+        assert imports_of_ours(ROOT / f"{name}.py") == set(expected), name
 
 
 @pytest.mark.parametrize(("name", "imported"), GUARDED.items())
@@ -212,6 +210,7 @@ def test_a_travelling_file_needs_nothing_but_the_common_libraries(name):
         module.split(".")[0]
         for node in statements(parse(ROOT / f"{name}.py"), into_functions=True, into_guards=False)
         for module in imported_by(node)
+        if not module.startswith(".")
     }
     assert needed <= TRAVELLING_MAY_NEED | sys.stdlib_module_names
 
@@ -221,15 +220,17 @@ def test_no_line_of_prose_in_a_travelling_file_reads_like_a_relative_import(name
     """The Hub's scan is a regular expression over the text: such a line makes it look for a file that is not there."""
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, flags=re.MULTILINE)
-    assert found == [(module, "") for module in GUARDED.get(name, ())]
+    expected = ALL_FILES if name == "saving_mmfusion" else GUARDED.get(name, ())
+    assert found == [(module, "") for module in expected]
 
 
-def test_transformers_itself_finds_the_files_that_travel_together():
+@pytest.mark.parametrize("name", ENTRIES)
+def test_transformers_itself_finds_every_travelling_file_from_any_class_that_is_saved(name):
+    """So it copies all of them into its cache of remote code, and from there to wherever the object is saved."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    for name in TRAVELLING:
-        expected = {str(ROOT / f"{module}.py") for module in GUARDED.get(name, ())}
-        assert set(get_relative_import_files(ROOT / f"{name}.py")) == expected, name
+    found = {*get_relative_import_files(ROOT / f"{name}.py"), str(ROOT / f"{name}.py")}
+    assert found == {str(ROOT / f"{module}.py") for module in TRAVELLING}
 
 
 # -- every file -------------------------------------------------------------------------------------------------------

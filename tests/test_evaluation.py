@@ -21,24 +21,6 @@ from processing_mmfusion import MMFusionProcessor
 ROOT = Path(__file__).parent.parent
 LABELS = ["ant", "bee", "cat"]
 SEVEN = ["text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"]
-PARTS = (
-    "configuration", "modeling", "checks", "towers", "fusion", "objectives", "processing", "decoding", "pipeline",
-    "explanation",
-)  # fmt: skip
-TRAVELLING = [f"{name}_mmfusion.py" for name in PARTS]
-AUTO_MAP = {
-    "AutoConfig": "configuration_mmfusion.MMFusionConfig",
-    "AutoModel": "modeling_mmfusion.MMFusionModel",
-    "AutoModelForSequenceClassification": "modeling_mmfusion.MMFusionForSequenceClassification",
-    "AutoProcessor": "processing_mmfusion.MMFusionProcessor",
-}
-PIPELINES = {
-    "multimodal-classification": {
-        "impl": "pipeline_mmfusion.MMFusionPipeline",
-        "pt": ["AutoModelForSequenceClassification"],
-        "type": "multimodal",
-    }
-}
 
 
 def make_processor():
@@ -60,14 +42,8 @@ def make_folder(folder, **config_kwargs):
     if "num_labels" in config_kwargs:
         del kwargs["id2label"], kwargs["label2id"]
     model = make_model(model_config(**{"num_labels": len(LABELS), **kwargs}))
-    model.config.auto_map, model.config.custom_pipelines = AUTO_MAP, PIPELINES
     model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
-    processor_config = json.loads((folder / "processor_config.json").read_text())
-    processor_config["auto_map"] = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-    (folder / "processor_config.json").write_text(json.dumps(processor_config))
-    for name in TRAVELLING:
-        shutil.copy(ROOT / name, folder)
     return folder
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import (
     CONFIGS,
+    TRAVELLING,
     audio_config,
     make_inputs,
     make_model,
@@ -309,11 +310,7 @@ STRANGER = """
 def test_a_stranger_loads_a_folder_with_nothing_of_this_repository_on_the_path(tmp_path):
     model = make_model(model_config(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2}))
     folder, inputs, away = save_folder(model, tmp_path / "model"), make_inputs(), tmp_path / "away"
-    copied = {
-        "config.json",
-        "model.safetensors",
-        *(f"{part}_mmfusion.py" for part in ("checks", "configuration", "fusion", "modeling", "objectives", "towers")),
-    }
+    copied = {"config.json", "model.safetensors", *TRAVELLING}
     assert {path.name for path in folder.iterdir()} == copied
     away.mkdir()
     (away / "stranger.py").write_text(textwrap.dedent(STRANGER))

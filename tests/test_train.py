@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
-from conftest import audio_config, fresh, resnet_config, text_config, vit_config
+from conftest import TRAVELLING, audio_config, fresh, resnet_config, text_config, vit_config
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -134,9 +134,7 @@ def are_equal(first, second):
 def test_the_folder_holds_what_a_stranger_needs_and_nothing_else(trained):
     assert {path.name for path in trained.iterdir()} == {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
-        "configuration_mmfusion.py", "modeling_mmfusion.py", "processing_mmfusion.py", "decoding_mmfusion.py",
-        "pipeline_mmfusion.py", "explanation_mmfusion.py", "fusion_mmfusion.py", "objectives_mmfusion.py",
-        "towers_mmfusion.py", "checks_mmfusion.py", "training_config.json", "metrics.json", "log.jsonl",
+        *TRAVELLING, "training_config.json", "metrics.json", "log.jsonl",
         "curves.png",
     }  # fmt: skip
     assert [path.name for path in trained.parent.iterdir()] == ["model"], "nothing is left beside it"
