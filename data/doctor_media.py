@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.batches import open_media
+from data.lengths import UNKNOWN_FRAMES
 
 SKETCH_SIDE = 16
 _MARK_SIDE = 32  # of which the 8 x 8 slowest waves are looked at
@@ -135,12 +136,13 @@ def _look_at_sound(source: Any, max_audio_seconds: float | None) -> Content:
     peak = float(np.abs(samples).max())
     clipped = _clipped_share(samples)
     frames = _frames(samples, rate)
+    seconds = max(len(samples) / rate, facts.get("seconds", 0))  # a header may be a guess: what was heard is there
     is_silent = peak < _SILENT_PEAK
     picture = _spectrogram(frames, rate)
     return Content(
         digest=_digest(np.rint(samples * 32767).astype(np.int16), rate, facts.get("seconds")),
         num_bytes=_size(source, samples),
-        facts={"seconds": len(samples) / rate, **facts, "silence": _silence_share(frames), "clipped": clipped},
+        facts={**facts, "seconds": seconds, "silence": _silence_share(frames), "clipped": clipped},
         mark=None if is_silent else _mark(picture),
         sketch=_sketch(picture),
         faults=tuple(name for name, holds in (("silent", is_silent), ("clipped", clipped >= _CLIPPED_SHARE)) if holds),
@@ -158,8 +160,8 @@ def _sound_facts(source: Any) -> dict[str, Any]:
         head = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (soundfile.SoundFileError, TypeError):
         return {}
-    return {
-        "seconds": head.frames / head.samplerate,
+    seconds = {"seconds": head.frames / head.samplerate} if head.frames < UNKNOWN_FRAMES else {}
+    return seconds | {
         "sampling_rate": head.samplerate,
         "channels": head.channels,
         "format": f"{head.format} {head.subtype}",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.table import MODALITIES, Table
 
+UNKNOWN_FRAMES = 2**62  # and more is what libsndfile says of a FLAC file that came through a pipe
 _ROWS_AT_ONCE = 1000  # bounds what waits for a thread, and what is tokenised together
 
 
@@ -101,4 +102,4 @@ def _header_seconds(file: Path | BytesIO) -> float:
         info = soundfile.info(file)
     except (soundfile.SoundFileError, OSError, TypeError):  # TypeError: a headerless format
         return np.nan
-    return info.frames / info.samplerate
+    return info.frames / info.samplerate if info.frames < UNKNOWN_FRAMES else np.nan

@@ -110,19 +110,48 @@ def open_image(content: bytes, processor, options: Options):
 
 
 def open_audio(content: bytes, processor, options: Options) -> dict[str, Any]:
-    """Open as much of a sound as the model hears; a longer one than allowed is refused by its header."""
-    import soundfile
-
+    """Open as much of a sound as the model hears; a longer one than allowed is refused."""
     try:
         array = processor.decode_audio(content)
     except ValueError as error:
         raise BadInput("audio_unreadable", sentence(f"`audio`: {error}")) from None
-    seconds = soundfile.info(io.BytesIO(content)).duration  # after it was read: a header that lies is told as such
+    seconds = seconds_of(content, options.max_audio_seconds)  # after it was read: what is no sound is told as such
     if seconds > options.max_audio_seconds:
         raise BadInput(
             "audio_too_long", f"`audio` lasts {seconds:,.0f} s, the limit is {options.max_audio_seconds:,.0f} s."
         )
     return {"array": array, "sampling_rate": processor.audio_sampling_rate}
+
+
+def seconds_of(content: bytes, limit: float) -> float:
+    """Return how long a sound lasts; where its header, maybe a guess, says more than `limit`, count the samples.
+
+    Args:
+        content: A file that the processor could read; 0 is returned where only its opener can.
+        limit: In seconds; not much more than these are decoded.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as sound:
+            seconds, most = sound.frames / sound.samplerate, limit * sound.samplerate
+            if seconds <= limit or (count := _count_samples(sound, most)) > most:
+                return seconds
+            return count / sound.samplerate
+    except soundfile.SoundFileError:
+        return 0.0
+
+
+def _count_samples(sound, most: float) -> int:
+    import soundfile
+
+    count = 0
+    try:
+        while count <= most and (block := len(sound.read(sound.samplerate, dtype="int16"))):
+            count += block
+    except soundfile.SoundFileError:  # the end, where the header knows of none
+        pass
+    return count
 
 
 def sample_of_json(row: Any) -> dict[str, Any]:

@@ -45,6 +45,17 @@ def test_bytes_and_our_own_paths_are_opened(processor, tmp_path):
         assert len(sample["audio"]["array"]) == 1600, "only what the model hears is decoded"
 
 
+def test_a_sound_whose_header_does_not_know_its_length_is_not_too_long(processor):
+    streamed = bytearray(sound(kind="FLAC"))
+    streamed[21:26] = bytes([streamed[21] & 0xF0, 0, 0, 0, 0])  # how many samples there are: unknown
+    assert read_sample({"audio": bytes(streamed)}, processor, OPTIONS)["audio"]["sampling_rate"] == 16_000
+    streamed = bytearray(sound(3.0, kind="FLAC"))
+    streamed[21:26] = bytes([streamed[21] & 0xF0, 0, 0, 0, 0])
+    with pytest.raises(BadInput) as told:
+        read_sample({"audio": bytes(streamed)}, processor, OPTIONS)
+    assert told.value.code == "audio_too_long"
+
+
 @pytest.mark.parametrize("text", [None, "", " \n"])
 def test_blank_text_and_none_are_absent(processor, text):
     assert read_sample({"text": text, "image": picture(), "audio": None}, processor, OPTIONS).keys() == {"image"}
