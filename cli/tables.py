@@ -36,7 +36,7 @@ def open_table(
         FileNotFoundError: When there is no such table.
         ValueError: When it is no table, or has nothing that the model reads, or cells are bad.
     """
-    from data import check_table, read_table
+    from data import check_table, label_notes, read_table
 
     reads = model.config.modalities
     for kind in ("text", "image", "audio"):
@@ -56,6 +56,8 @@ def open_table(
         table = table.select(range(min(max_rows, len(table))))
     if labels is not None:
         labels.encode_table(table)
+        for note in label_notes(table, labels):
+            print(note, file=sys.stderr)
     table, report = check_table(
         table,
         sampling_rate=processor.audio_sampling_rate,

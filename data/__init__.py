@@ -15,6 +15,7 @@ _HOMES = {
     "PROBLEM_TYPES": "labels",
     "TaskMap": "tasks",
     "labels_of": "tasks",
+    "label_notes": "tasks",
     "BadCellsError": "checking",
     "CheckReport": "checking",
     "ON_BAD_CELL": "checking",

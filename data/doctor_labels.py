@@ -113,7 +113,7 @@ def _encoded(labels: Labels, split: Split, is_filled: np.ndarray, max_reported: 
     width = (labels.map.num_labels,) if labels.map.problem_type == MULTI_LABEL or labels.map.num_labels > 1 else ()
     width = () if labels.map.problem_type == SINGLE_LABEL else width
     encoded, unknown, known = np.full((len(split), *width), np.nan), {}, {}
-    values = _values(split)
+    values = _cells(labels.map, split)
     for index in np.flatnonzero(is_filled):
         key = repr(values[index])
         if key not in known:
@@ -139,6 +139,14 @@ def _encoded(labels: Labels, split: Split, is_filled: np.ndarray, max_reported: 
             )
         )
     return encoded
+
+
+def _cells(label_map: LabelMap, split: Split) -> list[Any]:
+    """Return the labels with lists and numbers in place of their text, where the column can be read so."""
+    try:
+        return label_map.cells(split.table) if split.table.has_labels else _values(split)
+    except ValueError:
+        return _values(split)
 
 
 def _encode(label_map: LabelMap, value: Any) -> Any:

@@ -2,27 +2,49 @@
 
 How `LabelMap.fit` guesses the problem when it is not told:
 
-1. A delimiter is given, or the cells are lists: `multi_label_classification`.
-2. Every cell is a number and at least one has a fraction: `regression`.
+1. A delimiter is given, or cells are lists (also written as text): `multi_label_classification`. Lists hold names, or
+   they are vectors of 0 and 1 (see `label_cells.vector_size`), whose labels are called `label_0`, `label_1`, … by the
+   column's name, or as `names` says.
+2. Every cell is a number (also with a decimal comma) and at least one has a fraction: `regression`.
 3. Anything else: `single_label_classification`, one class for each distinct value. Classes that are whole numbers are
    sorted as numbers, all others as text; a ClassLabel column of `datasets` brings its own names in its own order.
 
-Cells are stripped of white space. A CSV holds only text, so there the rule looks at what the text says.
+Cells are stripped of white space, and NaN is an empty cell. A CSV holds only text, so there the rule looks at what the
+text says.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
+from data.label_cells import (
+    as_float,
+    bits,
+    divided,
+    is_bits,
+    look_alikes,
+    plain_name,
+    plain_value,
+    read_cells,
+    text_as_list,
+    vector_size,
+)
+from data.label_names import (
+    BOOLEANS,
+    constant_labels,
+    known_names,
+    label_name,
+    label_number,
+    listed,
+    numbered_names,
+    one_spelling,
+    sorted_names,
+)
 from data.table import Table
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-_MAX_LISTED = 30
 _MAX_REPORTED = 20
 
 
@@ -34,11 +56,13 @@ class LabelMap:
         problem_type: One of `PROBLEM_TYPES`.
         names: For each output its name; for regression the name of the column.
         delimiter: What separates the labels of one text cell in a multi-label problem.
+        note: What a person should know of how the labels were read; empty: nothing.
     """
 
     problem_type: str
     names: tuple[str, ...]
     delimiter: str | None = None
+    note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.problem_type not in PROBLEM_TYPES:
@@ -69,35 +93,73 @@ class LabelMap:
         return {name: index for index, name in enumerate(self.names)}
 
     @classmethod
-    def fit(cls, table: Table, problem_type: str | None = None, delimiter: str | None = None) -> "LabelMap":
-        """Learns the labels of a training table.
+    def fit(
+        cls,
+        table: Table,
+        problem_type: str | None = None,
+        delimiter: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> "LabelMap":
+        """Learn the labels of a training table.
 
         Args:
             table: A table with a label column.
             problem_type: One of `PROBLEM_TYPES`; None guesses by the rule at the head of this file.
             delimiter: What separates several labels in one text cell, such as "," or "|"; makes it multi-label.
+            names: What the places of vectors of 0 and 1 stand for, or the targets of a regression; None: numbered.
 
         Raises:
-            ValueError: no label column, a row without a label, a value that is no number in a regression, or fewer
-                than two classes.
+            ValueError: no label column, a row without a label, a value that is no number in a regression, fewer
+                than two classes, labels that every row has, or `names` of another number.
         """
         if problem_type is not None and problem_type not in PROBLEM_TYPES:
             raise ValueError(f"`problem_type` is {problem_type!r}; allowed are {', '.join(PROBLEM_TYPES)}.")
-        values = table.labels()
+        values = _read_column(table, problem_type, delimiter)
         problem_type = problem_type or _guess(values, delimiter)
+        size = None if problem_type == REGRESSION else vector_size(values)
+        if size is not None:
+            return cls._fit_vectors(table, values, problem_type, delimiter, _given_names(table, size, names))
         # A map without names knows how to read a cell; what the cells say then becomes the names.
         reader = cls(problem_type, (), delimiter)
         read = _for_each_row(table, values, reader._read)
         if problem_type == REGRESSION:
-            return cls(problem_type, _target_names(table, read))
-        names = declared_names(table) or _sorted_names({name for names in read for name in names})
-        fitted = cls(problem_type, names, delimiter)
+            return cls(problem_type, _target_names(table, read, names))
+        if names is not None:
+            raise ValueError(
+                f"`names` ({listed(tuple(names))}) are for vectors of 0 and 1 and for several targets, and the column "
+                f"`{table.columns['label']}` of `{table.name}` holds the names themselves. Leave them out."
+            )
+        found = declared_names(table) or sorted_names(one_spelling({name for names in read for name in names}))
+        _refuse_look_alikes(table, found)
+        fitted = cls(problem_type, found, delimiter)
         fitted._refuse_too_few(table)
+        if problem_type == MULTI_LABEL:
+            fitted = replace(fitted, note=constant_labels(table, fitted.names, read))
         return fitted
 
     @classmethod
-    def declared(cls, feature: Any, column: str, name: str, problem_type: str | None = None) -> "LabelMap":
-        """Takes the labels that a data set declares for a column, without a look at its rows.
+    def _fit_vectors(
+        cls, table: Table, values: list[Any], problem_type: str, delimiter: str | None, names: tuple[str, ...]
+    ) -> "LabelMap":
+        """Take the places of vectors of 0 and 1 for labels; of one of several classes each row has exactly one."""
+        rows = _for_each_row(table, values, lambda value: bits(value, len(names)))
+        column = table.columns["label"]
+        note = f"the column `{column}` holds vectors of 0 and 1, one number for each of these labels in this order"
+        if problem_type == SINGLE_LABEL:
+            _for_each_row(table, rows, _hot)
+            return cls(problem_type, names, delimiter, note)
+        if all(sum(row) == 1 for row in rows):
+            note += "; each row has exactly one: `--problem_type single_label_classification` learns one of several"
+        said = [[name for name, bit in zip(names, row, strict=True) if bit] for row in rows]
+        fitted = cls(problem_type, names, delimiter)
+        constant = constant_labels(table, names, said)
+        return replace(fitted, note="; ".join(filter(None, [note, constant])))
+
+    @classmethod
+    def declared(
+        cls, feature: Any, column: str, name: str, problem_type: str | None = None, first_values: Sequence[Any] = ()
+    ) -> "LabelMap":
+        """Take the labels that a data set declares for a column, without a look at all of its rows.
 
         Args:
             feature: The column's feature of `datasets`: a ClassLabel, a list of it, a float, or a list of floats of a
@@ -105,16 +167,22 @@ class LabelMap:
             column: The column's name.
             name: What messages call the data set.
             problem_type: What the feature has to stand for; None takes what it says.
+            first_values: Cells of the first rows, which tell whether lists of numbers are vectors of 0 and 1.
 
         Raises:
             ValueError: the feature does not say what the labels are, or says something else than `problem_type`.
         """
         inner, is_list = getattr(feature, "feature", feature), hasattr(feature, "feature")
         dtype = str(getattr(inner, "dtype", ""))
-        if getattr(inner, "names", None):
+        size = None if problem_type == REGRESSION else vector_size([plain_value(value) for value in first_values])
+        if getattr(inner, "names", None) is None and size is not None:
+            fitted = cls(
+                problem_type or MULTI_LABEL, numbered_names(column, size), note=f"`{column}` holds vectors of 0 and 1"
+            )
+        elif getattr(inner, "names", None):
             fitted = cls(MULTI_LABEL if is_list else SINGLE_LABEL, tuple(inner.names))
         elif dtype.startswith("float") or (problem_type == REGRESSION and dtype.startswith(("int", "uint"))):
-            fitted = cls(REGRESSION, _numbered(column, getattr(feature, "length", -1) if is_list else 1))
+            fitted = cls(REGRESSION, numbered_names(column, getattr(feature, "length", -1) if is_list else 1))
         else:
             raise ValueError(
                 f"`{name}` declares its column `{column}` as {feature}, which does not say what the labels are before "
@@ -144,11 +212,15 @@ class LabelMap:
         return cls(get("problem_type") or guess, tuple(by_id[index] for index in range(len(by_id))), delimiter)
 
     def encode(self, value: Any) -> int | float | list[float]:
-        """Turns a label cell into a class number, a float, or (several targets, multi-label) a list of floats.
+        """Return a label cell as a class number, a float, or (several targets, multi-label) a list of floats.
 
         Raises:
             ValueError: the cell is empty, or its label is none of the model's; the message says which are allowed.
         """
+        value = self._list_of_text(plain_value(value))
+        if self.problem_type != REGRESSION and self._is_vector(value):
+            vector = bits(value, self.num_labels)
+            return _hot(vector) if self.problem_type == SINGLE_LABEL else [float(bit) for bit in vector]
         read = self._read(value)
         if self.problem_type == REGRESSION:
             if len(read) != self.num_labels:
@@ -160,29 +232,56 @@ class LabelMap:
         return [float(index in numbers) for index in range(self.num_labels)]
 
     def encode_table(self, table: Table) -> list[int] | list[float] | list[list[float]]:
-        """Encodes the label of every row.
+        """Encode the label of every row.
 
         Raises:
             ValueError: some labels cannot be encoded; one line for each, with file, row and value.
         """
-        return _for_each_row(table, table.labels(), self.encode)
+        return _for_each_row(table, self.cells(table), self.encode)
+
+    def cells(self, table: Table) -> list[Any]:
+        """Return the label cells of a table as `encode` takes them, with lists and numbers in place of their text."""
+        return _read_column(table, self.problem_type, self.delimiter)
+
+    def holds_vectors(self, table: Table) -> bool:
+        """Return whether the labels of a table are vectors of 0 and 1, which do not say what their places mean."""
+        if self.problem_type == REGRESSION:
+            return False
+        return any(map(self._is_vector, self.cells(table)))
+
+    def _list_of_text(self, value: Any) -> Any:
+        """Return a text that writes a list, or divides one, as that list."""
+        if not isinstance(value, str) or plain_name(value) in self._known:
+            return value
+        if (items := text_as_list(value)) is not None:
+            return items
+        return divided(value, self.delimiter) if self.delimiter else value
+
+    def _is_vector(self, value: Any) -> bool:
+        """Return whether a list is a vector of 0 and 1: its items are not names of labels, or one comes twice."""
+        if not isinstance(value, list) or not is_bits(value):
+            return False
+        names = [label_name(item) for item in value]
+        is_named = all(name in self._known for name in names)
+        return not is_named or (len(set(names)) < len(names) == self.num_labels)
 
     def describe(self) -> str:
         """One line for people: what is predicted."""
         if self.problem_type == REGRESSION:
             return f"regression: {listed(self.names)}"
         kind = "one of" if self.problem_type == SINGLE_LABEL else "any of"
-        return f"{self.problem_type.replace('_', ' ')}: {kind} {self.num_labels} labels ({listed(self.names)})"
+        told = f"{self.problem_type.replace('_', ' ')}: {kind} {self.num_labels} labels ({listed(self.names)})"
+        return f"{told}\nnote: {self.note}" if self.note else told
 
     def _read(self, value: Any) -> list[str] | list[float]:
         """What a cell says, before it is known whether that is allowed: names, or numbers in a regression."""
         if self.problem_type == REGRESSION:
-            return [_number(item) for item in (value if _is_list(value) else [value])]
+            return [label_number(item) for item in (value if isinstance(value, list) else [value])]
         if self.problem_type == MULTI_LABEL:
             return self._read_several(value)
-        if _is_list(value):
+        if isinstance(value, list):
             raise ValueError(f"{value!r:.80} is a list, where one label is expected. For several use {MULTI_LABEL}.")
-        name = _name(value)
+        name = label_name(value)
         if not name:
             raise ValueError("the label is missing. Fill the cell or remove the row.")
         return [name]
@@ -191,19 +290,33 @@ class LabelMap:
         """An empty text or list says that none of the labels holds; null says that it is not known."""
         if value is None:
             raise ValueError("the labels are missing. Fill the cell (an empty list means: none of them).")
-        if not _is_list(value):
-            value = str(value).split(self.delimiter) if self.delimiter else [value]
-        return list(dict.fromkeys(name for name in map(_name, value) if name))
+        items = value if isinstance(value, list) else [value]
+        fraction = next((item for item in items if isinstance(item, float) and not item.is_integer()), None)
+        if fraction is not None:
+            raise ValueError(
+                f"{value!r:.80} holds {fraction:g}, which is not a label. In vectors write 0 or 1 for each label; for "
+                f"numbers use {REGRESSION}."
+            )
+        return list(dict.fromkeys(name for name in map(label_name, items) if name))
+
+    @property
+    def _known(self) -> dict[str, int]:
+        """The number of each label, by its name in one spelling."""
+        return known_names(self.names)
 
     def _number_of(self, name: str) -> int:
-        known = self.label2id
-        if name in known:
-            return known[name]
-        # "1.0" is what becomes of the class 1 in a column that another program has read as floats.
-        if (number := _as_float(name)) is not None:
-            same = [index for index, other in enumerate(self.names) if _as_float(other) == number]
-            if len(same) == 1:
-                return same[0]
+        if name in self._known:
+            return self._known[name]
+        # "1.0" is what becomes of the class 1 in a column that another program has read as floats, and every program
+        # writes the two booleans in its own way.
+        if (number := as_float(name)) is not None:
+            same = [index for index, other in enumerate(self.names) if as_float(other) == number]
+        elif (folded := name.casefold()) in BOOLEANS:
+            same = [index for index, other in enumerate(self.names) if other.casefold() == folded]
+        else:
+            same = []
+        if len(same) == 1:
+            return same[0]
         raise ValueError(f"the label {name!r:.80} is not known. Allowed are {listed(self.names)}.")
 
     def _refuse_too_few(self, table: Table) -> None:
@@ -216,11 +329,30 @@ class LabelMap:
             )
 
 
-def _guess(values: Sequence[Any], delimiter: str | None) -> str:
-    if delimiter is not None or any(_is_list(value) for value in values):
+def _hot(vector: list[int]) -> int:
+    """Return the place of the only 1."""
+    if sum(vector) != 1:
+        raise ValueError(
+            f"the vector {vector!r:.80} holds {sum(vector)} ones, where {SINGLE_LABEL} has exactly one. Correct the "
+            f"cell, or use {MULTI_LABEL}."
+        )
+    return vector.index(1)
+
+
+def _read_column(table: Table, problem_type: str | None, delimiter: str | None) -> list[Any]:
+    try:
+        return read_cells(table.labels(), problem_type, delimiter)
+    except ValueError as error:
+        if not table.has_labels:
+            raise
+        raise ValueError(f"`{table.name}`, column `{table.columns['label']}`: {error}") from None
+
+
+def _guess(cells: Sequence[Any], delimiter: str | None) -> str:
+    if delimiter is not None or any(isinstance(cell, list) for cell in cells):
         return MULTI_LABEL
-    filled = [value for value in values if value is not None and str(value).strip()]
-    numbers = [None if isinstance(value, bool) else _as_float(value) for value in filled]
+    filled = [cell for cell in cells if cell is not None and str(cell).strip()]
+    numbers = [None if isinstance(cell, bool) else as_float(cell) for cell in filled]
     if None not in numbers and any(not number.is_integer() for number in numbers):
         return REGRESSION
     return SINGLE_LABEL
@@ -240,25 +372,26 @@ def _for_each_row(table: Table, values: Sequence[Any], call: Callable[[Any], Any
     return results
 
 
-def _target_names(table: Table, read: list[list[float]]) -> tuple[str, ...]:
-    """The column's name, numbered when every cell holds several numbers."""
+def _target_names(table: Table, read: list[list[float]], names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the column's name, numbered when every cell holds several numbers, or the names that are given."""
     sizes = {len(numbers) for numbers in read}
     if len(sizes) > 1 or 0 in sizes:
         raise ValueError(
             f"`{table.name}`: the lists in the column `{table.columns['label']}` hold {sorted(sizes)} numbers. "
             "For a regression every row needs the same count, at least one."
         )
-    return _numbered(table.columns["label"], sizes.pop())
+    return _given_names(table, sizes.pop(), names)
 
 
-def _numbered(column: str, size: int) -> tuple[str, ...]:
-    """Names of the targets of a regression; a list whose length is not declared (-1) cannot be named."""
-    if size < 1:
+def _given_names(table: Table, size: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return numbered_names(table.columns["label"], size)
+    if len(names) != size:
         raise ValueError(
-            f"The column `{column}` declares lists of any length: how many targets it has is not known before all "
-            "rows are read. Push it with a fixed length (`push_to_hub.py --dataset` does), or do not stream it."
+            f"`names` has {len(names)} ({listed(tuple(names))}), and the cells of the column "
+            f"`{table.columns['label']}` of `{table.name}` hold {size} numbers. Give a name for each, in their order."
         )
-    return (column,) if size == 1 else tuple(f"{column}_{index}" for index in range(size))
+    return tuple(names)
 
 
 def declared_names(table: Table) -> tuple[str, ...]:
@@ -266,46 +399,9 @@ def declared_names(table: Table) -> tuple[str, ...]:
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
-def _sorted_names(names: set[str]) -> tuple[str, ...]:
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray))
-
-
-def _name(value: Any) -> str:
-    """The label as text; a whole number in a float column is that number."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (bytes, Mapping)):
-        raise ValueError(f"{value!r:.80} is no label. Allowed are text, whole numbers and lists of these.")
-    return str(value).strip()
-
-
-def _number(value: Any) -> float:
-    number = _as_float(value)
-    if number is None or isinstance(value, bool):
-        is_missing = value is None or not str(value).strip()
-        what = "the value is missing" if is_missing else f"{value!r:.80} is not a number (such as 3.5)"
-        raise ValueError(f"{what}. Fill the cell or remove the row.")
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number. Correct the cell or remove the row.")
-    return number
-
-
-def _as_float(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a message shows them, of many the first."""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
+def _refuse_look_alikes(table: Table, names: Sequence[str]) -> None:
+    if (pair := look_alikes(names)) is not None:
+        raise ValueError(
+            f"`{table.name}`: the column `{table.columns['label']}` holds the labels {pair[0]!a} and "
+            f"{pair[1]!a}, which differ in invisible characters alone. Write them in one way."
+        )

@@ -8,7 +8,7 @@ Only the bytes are used: a path in a stream leads to another machine, or to a fi
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ import torch.utils.data
 from data.batches import open_media
 from data.hub import HubSet, find_hub_set, hub_source, one_sentence
 from data.labels import LabelMap
-from data.table import MODALITIES, Columns, Table, content, named_labels, table_of
+from data.table import MODALITIES, Columns, Table, content, is_label, named_labels, table_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 _MAX_TOLD = 20
+_FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class Stream:
         left = None if self.max_rows is None else max(0, self.max_rows - num_rows)
         return replace(self, first_row=self.first_row + num_rows, max_rows=left)
 
-    def labels(self, problem_type: str | None = None, delimiter: str | None = None) -> LabelMap:
-        """The labels, from what the data set declares.
+    def labels(
+        self, problem_type: str | None = None, delimiter: str | None = None, names: Sequence[str] | None = None
+    ) -> LabelMap:
+        """Return the labels, from what the data set declares.
+
+        Lists of numbers do not say whether they are vectors of 0 and 1: for these the first rows are looked at.
 
         Raises:
             ValueError: it has no label column, or does not declare what is in it.
@@ -97,7 +102,19 @@ class Stream:
                 "leave it out, or train without --streaming."
             )
         column = self.columns["label"]
-        return LabelMap.declared(self.features[column], column, self.name, problem_type)
+        feature = self.features[column]
+        first = self._first_labels(column) if hasattr(feature, "feature") and not is_label(feature) else ()
+        fitted = LabelMap.declared(feature, column, self.name, problem_type, first)
+        if names is not None and len(names) != fitted.num_labels:
+            raise ValueError(
+                f"--label_names has {len(names)} names, and `{self.name}` has {fitted.num_labels} labels in its "
+                f"column `{column}`. Give a name for each, in their order."
+            )
+        return fitted if names is None else replace(fitted, names=tuple(names))
+
+    def _first_labels(self, column: str) -> list[Any]:
+        with one_sentence(self.hub_set.hub_id):
+            return [row[column] for row in self.take(_FIRST_ROWS).rows(("label",))]
 
     def rows(self, kinds: tuple[str, ...] | None = None) -> "IterableDataset":
         """The rows in their order, undecoded, only the columns of these kinds."""

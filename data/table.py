@@ -399,11 +399,19 @@ def is_label(feature: Any) -> bool:
 
 
 def named_labels(values: Sequence[Any], feature: Any) -> list[Any]:
-    """Label cells with names in place of the numbers of a ClassLabel."""
+    """Return label cells with names in place of the numbers of a ClassLabel.
+
+    A list that names a class twice is a vector of 0 and 1, one number for each class.
+    """
     if not is_label(feature):
         return list(values)
     inner = getattr(feature, "feature", feature)
     names = dict(enumerate(inner.names))  # -1, "no label" by convention, has no name
     if inner is feature:
         return [names.get(value) for value in values]
-    return [None if value is None else [names.get(item) for item in value] for value in values]
+    return [None if value is None else [names.get(item) for item in _classes(value, len(names))] for value in values]
+
+
+def _classes(numbers: list[int], num_classes: int) -> list[int]:
+    is_vector = len(numbers) == num_classes and set(numbers) <= {0, 1} and len(set(numbers)) < len(numbers)
+    return [place for place, bit in enumerate(numbers) if bit] if is_vector else numbers

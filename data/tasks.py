@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data.labels import MULTI_LABEL, SINGLE_LABEL, LabelMap
+from data.label_names import constant_labels, listed
+from data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelMap
 from data.table import Table
 
 _MAX_REPORTED = 20
@@ -117,7 +118,7 @@ class TaskMap:
         """A line a task for people: what is predicted."""
         weights = [f" (weight {weight:g})" if weight != 1 else "" for weight in self.weights]
         return "\n".join(
-            f"{name}: {one.describe()}{weight}" for (name, one), weight in zip(self.maps.items(), weights, strict=True)
+            f"{name}{weight}: {one.describe()}" for (name, one), weight in zip(self.maps.items(), weights, strict=True)
         )
 
 
@@ -125,6 +126,40 @@ def labels_of(config: Any, delimiter: str | None = None) -> LabelMap | TaskMap:
     """What the labels of a trained model mean, by its configuration."""
     kind = LabelMap if getattr(config, "tasks", None) is None else TaskMap
     return kind.from_config(config, delimiter)
+
+
+def label_notes(table: Table, labels: LabelMap | TaskMap) -> list[str]:
+    """Return what a person should know of the labels of a table that can be read: sentences, mostly none.
+
+    Args:
+        table: The rows; their labels are those of the model.
+        labels: What the model knows.
+    """
+    if labels.tasks is None:
+        return _notes(table, labels)
+    kept = [(name, one) for name, one in labels.maps.items() if name in table.tasks]
+    labelled = [(table.of_task(name), one) for name, one in kept]
+    return [note for own, one in labelled for note in _notes(own.select(_labelled_rows(own, one.problem_type)), one)]
+
+
+def _notes(table: Table, labels: LabelMap) -> list[str]:
+    if not table.has_labels or labels.problem_type == REGRESSION or len(table) == 0:
+        return []
+    notes = []
+    if labels.holds_vectors(table):
+        notes.append(
+            f"note: the labels of `{table.name}` are vectors of 0 and 1, read in this order: {listed(labels.names)}"
+        )
+    if labels.problem_type == MULTI_LABEL:
+        rows = [[labels.names[at] for at in np.flatnonzero(row)] for row in labels.encode_table(table)]
+        try:
+            told = constant_labels(table, labels.names, rows)
+        except ValueError as error:  # a training would be refused; a score is only worth nothing
+            notes.append(f"warning: {error} F1 is 100 % for whoever always answers so.")
+        else:
+            # Of a model's labels, some rows have only some: what none has is not told.
+            notes += [f"warning: {told}"] if "every row has" in told else []
+    return notes
 
 
 def is_missing(value: Any, problem_type: str | None) -> bool:

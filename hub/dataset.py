@@ -173,7 +173,8 @@ def write_split(
     done.left_out = tuple(name for name in table.available_columns if name not in table.columns.values())
     if labels is None and table.has_labels:
         done.left_out += (table.columns["label"],)
-    rows = (published_row(table, index, labels, features, done) for index in range(len(table)))
+    values = labels.encode_table(table) if labels is not None and table.has_labels else None
+    rows = (published_row(table, index, labels, values, features, done) for index in range(len(table)))
     rows = tqdm(rows, total=len(table), desc=f"Writing {split}", unit=" rows", disable=not progress)
     parts = write_shards(rows, features.arrow_schema, folder / f".{split}", done)
     for number, part in enumerate(parts):
@@ -227,9 +228,14 @@ def row_groups(rows: Iterator[dict]) -> Iterator[list[dict]]:
 
 
 def published_row(
-    table: "Table", index: int, labels: "LabelMap | None", features: "Features", done: ExportedSplit
+    table: "Table",
+    index: int,
+    labels: "LabelMap | None",
+    values: list | None,
+    features: "Features",
+    done: ExportedSplit,
 ) -> dict[str, Any]:
-    """One row as it is published, counted."""
+    """One row as it is published, counted; `values` are the encoded labels of all rows."""
     row: dict[str, Any] = dict.fromkeys(features)
     for modality in table.modalities:
         if not table.is_present(index, modality):
@@ -239,8 +245,8 @@ def published_row(
             row["text"] = table.cell(index, "text")
         else:
             row[modality] = published_file(table, index, modality, done)
-    if labels is not None and table.has_labels:
-        value = labels.encode(table.cell(index, "label"))
+    if values is not None:
+        value = values[index]
         if labels.problem_type == "multi_label_classification":
             value = [number for number, holds in enumerate(value) if holds]
         row["label"] = value

@@ -122,7 +122,7 @@ def test_unknown_labels_are_all_named_with_their_rows(table_of):
     [
         (["a", "", "b"], {}, r"a\.csv:row 2, column `label`: the label is missing"),
         ([1, None, 2], {}, r"a\.parquet:row 2, column `label`: the label is missing"),
-        ([0.5, math.nan], {"problem_type": REGRESSION}, "row 2, column `label`: nan is not a finite number"),
+        ([0.5, math.nan], {"problem_type": REGRESSION}, "row 2, column `label`: the value is missing"),
         ([0.5, math.inf], {}, "row 2, column `label`: inf is not a finite number"),
         (["0.5", "-inf"], {}, "row 2, column `label`: '-inf' is not a finite number"),
         (["0.5", "3,5"], {"problem_type": REGRESSION}, "row 2, column `label`: '3,5' is not a number"),

@@ -70,6 +70,8 @@ def _check_tasks(parser: argparse.ArgumentParser, args: argparse.Namespace):
         return
     if len({*columns}) < len(columns) or "none" in columns:
         parser.error(f"--label_column {' '.join(columns)}: name each column once (`none` is no label)")
+    if args.label_names is not None:
+        parser.error("--label_names is for one --label_column, not for several at once: leave one of the two out")
     if args.label_delimiter is not None and "multi_label_classification" not in (problems or ()):
         parser.error("--label_delimiter: of several --label_column, say with --problem_type which are multi-label")
     of_one = {

@@ -53,6 +53,8 @@ def _add_data(group):
     add_label_arguments(group, tasks="those of several tasks, which are learnt at once")
     add("--problem_type", choices=PROBLEM_TYPES, nargs="+", action=OneOrMore, help="of several tasks one for all or "
         "one for each; default: guessed from the labels, and printed")  # fmt: skip
+    add("--label_names", type=_names, metavar="NAME,…", help="the labels that vectors such as [0, 1, 0] stand for, in "
+        "their order; default: the column's name with a number")  # fmt: skip
     add("--task_weights", type=number(float, 0), nargs="+", metavar="WEIGHT", help="of several tasks, how much the "
         "loss and the score of each count; default: 1 for each")  # fmt: skip
     add(
@@ -154,6 +156,14 @@ def _class_weight(text: str) -> str | tuple[str, float]:
             f"{text} is neither `balanced` nor a label with a weight above 0, as in `rare=3`"
         )
     return text if value is None else (name, value)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return names that commas separate."""
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name each label once, separated by commas")
+    return names
 
 
 def _label_order(text: str) -> tuple[str, ...]:

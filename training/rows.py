@@ -26,6 +26,7 @@ from data import (
     count_shared_rows,
     declared_names,
     find_hub_set,
+    label_notes,
     read_table,
     stratified_split,
     stream_of,
@@ -91,7 +92,7 @@ class TableRows:
     def labels(self, args) -> LabelMap | TaskMap:
         if self.table.tasks:
             return TaskMap.fit(self.table, args.problem_type, args.label_delimiter, args.task_weights)
-        return LabelMap.fit(self.table, args.problem_type, args.label_delimiter)
+        return LabelMap.fit(self.table, args.problem_type, args.label_delimiter, args.label_names)
 
     def texts(self) -> Iterator[str]:
         cells = (self.table.cell(index, "text") for index in range(len(self.table)))
@@ -173,7 +174,7 @@ class StreamedRows:
         return self if max_rows is None else StreamedRows(self.stream.take(max_rows))
 
     def labels(self, args) -> LabelMap:
-        return self.stream.labels(args.problem_type, args.label_delimiter)
+        return self.stream.labels(args.problem_type, args.label_delimiter, args.label_names)
 
     def texts(self) -> Iterator[str]:
         return self.stream.texts(TEXTS_OF_A_STREAM)
@@ -269,6 +270,8 @@ def open_rows(args, reads: Callable[[str], bool]) -> "tuple[TableRows | Streamed
     else:
         validation = _fitting(_readable(args, validation, reads).take(args.max_eval_samples), train)
         labels.encode_table(validation.table)  # an unknown label is said now, not after the first epoch
+        for note in label_notes(validation.table, labels):
+            _say(note, file=sys.stderr)
     if labels.tasks is not None:
         for rows in (train, validation):
             labels.refuse_unlabelled(rows.table)

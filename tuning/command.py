@@ -21,8 +21,8 @@ OF_THE_HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token")
 # Scores on other rows, or of other labels, cannot be compared.
 WHAT_IS_MEASURED = (
     "validation_file", "validation_fraction", "max_eval_samples", "dataset_name", "dataset_config_name",
-    "dataset_revision", "dataset_split", "dataset_validation_split", "label_column", "label_delimiter", "problem_type",
-    "task_weights", "on_bad_cell",
+    "dataset_revision", "dataset_split", "dataset_validation_split", "label_column", "label_delimiter", "label_names",
+    "problem_type", "task_weights", "on_bad_cell",
 )  # fmt: skip
 # These choose the held-out rows, too, where no others are given.
 ALSO_SPLITTING = ("seed", "train_file", "max_train_samples")
