@@ -54,37 +54,44 @@ def check_inputs(
     masks: dict[str, torch.Tensor | None],
     modality_mask: torch.Tensor | None,
     max_text_tokens: int | None,
+    audio_shape: tuple[int | str, ...] = ("samples",),
+    time_axis: int = 1,
 ) -> None:
     """Check that inputs fit each other and the model.
 
     Args:
         config: Of the model.
-        given: Modality -> ids (B, T) or embeddings (B, T, C), pixels (B, C, H, W), waveforms (B, samples).
+        given: Modality -> ids (B, T) or embeddings (B, T, C), pixels (B, C, H, W), waveforms (B, samples)
+            or spectrograms.
         masks: "text" and "audio" -> mask of tokens or samples, or None.
         modality_mask: (B, M) or None.
         max_text_tokens: Tokens that the text tower takes; None: any number.
+        audio_shape: Of one row of the audio tower's input; sizes that are free are names.
+        time_axis: The axis of that input along which time runs.
 
     Raises:
         ValueError: What does not fit, by its name and shape.
     """
+    main_inputs = config.main_inputs
     if not given:
-        raise ValueError("at least one of `input_ids`, `pixel_values`, `input_values` must be given, got none")
+        names = ", ".join(f"`{name}`" for name in main_inputs.values())
+        raise ValueError(f"at least one of {names} must be given, got none")
     for modality, mask in MASKS.items():
         if masks[modality] is not None and modality not in given:
-            raise ValueError(f"`{mask}` was given without `{MAIN_INPUTS[modality]}`: give both or none")
+            raise ValueError(f"`{mask}` was given without `{main_inputs[modality]}`: give both or none")
     for modality in given:
         if modality not in config.modalities:
             raise ValueError(
-                f"`{MAIN_INPUTS[modality]}` was given, but this model has no tower for {modality}: "
+                f"`{main_inputs[modality]}` was given, but this model has no tower for {modality}: "
                 f"it reads {', '.join(config.modalities)}"
             )
-    _check_numbers_of_rows({MAIN_INPUTS[name]: tensor for name, tensor in given.items()}, modality_mask)
+    _check_numbers_of_rows({main_inputs[name]: tensor for name, tensor in given.items()}, modality_mask)
     if "text" in given:
         _check_text(given["text"], masks["text"], max_text_tokens)
     if "image" in given:
         _check_image(given["image"], getattr(config.vision_config, "num_channels", 3))
     if "audio" in given:
-        _check_audio(given["audio"], masks["audio"])
+        _check_audio(main_inputs["audio"], given["audio"], masks["audio"], audio_shape, time_axis)
 
 
 def _check_numbers_of_rows(given: dict[str, torch.Tensor], modality_mask: torch.Tensor | None) -> None:
@@ -133,19 +140,27 @@ def _check_image(pixel_values: torch.Tensor, channels: int) -> None:
         raise ValueError(f"`pixel_values` must have {channels} channels, got {pixel_values.shape[1]}")
 
 
-def _check_audio(input_values: torch.Tensor, audio_attention_mask: torch.Tensor | None) -> None:
-    if input_values.ndim != 2 or input_values.shape[1] == 0:
+def _check_audio(
+    name: str,
+    sound: torch.Tensor,
+    audio_attention_mask: torch.Tensor | None,
+    shape: tuple[int | str, ...],
+    time_axis: int,
+) -> None:
+    axes = ", ".join(map(str, ("B", *shape)))
+    fits = sound.ndim == 1 + len(shape) and all(
+        own > 0 if isinstance(size, str) else own == size for own, size in zip(sound.shape[1:], shape, strict=True)
+    )
+    if not fits:
+        free = "".join(f" with {size} > 0" for size in shape if isinstance(size, str))
+        raise ValueError(f"`{name}` must be of shape ({axes}){free}, got {tuple(sound.shape)}")
+    if not sound.is_floating_point():
+        raise ValueError(f"`{name}` must be floating point, got {sound.dtype}: let the processor scale the samples")
+    expected = (sound.shape[0], sound.shape[time_axis])
+    if audio_attention_mask is not None and audio_attention_mask.shape != expected:
         raise ValueError(
-            f"`input_values` must be of shape (B, samples) with samples > 0, got {tuple(input_values.shape)}"
-        )
-    if not input_values.is_floating_point():
-        raise ValueError(
-            f"`input_values` must be floating point, got {input_values.dtype}: let the processor scale the samples"
-        )
-    if audio_attention_mask is not None and audio_attention_mask.shape != input_values.shape:
-        raise ValueError(
-            f"`audio_attention_mask` must be of the shape of `input_values` {tuple(input_values.shape)}, "
-            f"got {tuple(audio_attention_mask.shape)}"
+            f"`audio_attention_mask` must be of the shape of `{name}` {expected}, got "
+            f"{tuple(audio_attention_mask.shape)}"
         )
 
 
@@ -172,7 +187,7 @@ def check_tower_outputs(
     for modality, (hidden, mask) in tower_outputs.items():
         if modality not in config.modalities:
             raise ValueError(f"`tower_outputs` holds {modality!r}: it may hold {', '.join(config.modalities)}")
-        names = [MAIN_INPUTS[modality], *(["inputs_embeds"] if modality == "text" else [])]
+        names = [config.main_inputs[modality], *(["inputs_embeds"] if modality == "text" else [])]
         if doubled := [name for name in names if inputs[name] is not None]:
             raise ValueError(f"`tower_outputs` holds {modality!r}: leave `{doubled[0]}` out")
         present = inputs["modality_mask"][:, MODALITIES.index(modality)].bool()

@@ -21,6 +21,8 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+# Audio towers that read spectrograms, by `model_type`; all others read waveforms.
+SPECTROGRAMS = ("whisper", "audio-spectrogram-transformer", "wav2vec2-bert")
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
@@ -56,7 +58,8 @@ class MMFusionConfig(PreTrainedConfig):
     Args:
         text_config: A BERT-like encoder (BERT, RoBERTa, DistilBERT, ModernBERT, MiniLM …); None: reads no text.
         vision_config: A ViT-like or ResNet-like encoder (ViT, DINOv2, ResNet, ConvNeXt …); None: reads no pictures.
-        audio_config: A Wav2Vec2-like encoder of raw waveforms (Wav2Vec2, HuBERT, WavLM …); None: reads no sound.
+        audio_config: A Wav2Vec2-like encoder of raw waveforms (Wav2Vec2, HuBERT, WavLM …) or one of spectrograms
+            (Whisper's encoder, AST, Wav2Vec2-BERT); None: reads no sound.
         fusion_type: How the present modalities become one vector; one of `FUSION_TYPES`.
         num_fusion_queries: Learned queries that read the tokens; of `bottleneck` its bottleneck tokens.
         hidden_size: Width D of the fusion; a multiple of `num_attention_heads`.
@@ -175,6 +178,13 @@ class MMFusionConfig(PreTrainedConfig):
         """The modalities that this model has a tower for, in the order text, image, audio."""
         return tuple(name for name, field in TOWER_CONFIGS.items() if getattr(self, field) is not None)
 
+    @property
+    def main_inputs(self) -> dict[str, str]:
+        """The argument of the model that carries each modality."""
+        hears_spectrograms = self.audio_config is not None and self.audio_config.model_type in SPECTROGRAMS
+        audio = "input_features" if hears_spectrograms else "input_values"
+        return {"text": "input_ids", "image": "pixel_values", "audio": audio}
+
     # -- tasks -------------------------------------------------------------------------------------------------------
 
     def take_tasks(self, tasks: list[dict]):
@@ -255,10 +265,11 @@ class MMFusionConfig(PreTrainedConfig):
         for task in self.each_task():
             task.config._check_training()
             task.config._check_decisions()
-        if self.audio_config is not None and not hasattr(self.audio_config, "conv_kernel"):
+        audio = self.audio_config
+        if audio is not None and audio.model_type not in SPECTROGRAMS and not hasattr(audio, "conv_kernel"):
             raise ValueError(
-                "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
-                f"got model_type {self.audio_config.model_type!r}"
+                "`audio_config` must be of an encoder of raw waveforms (wav2vec2, hubert, wavlm …) or one of "
+                f"{', '.join(SPECTROGRAMS)}, got model_type {audio.model_type!r}"
             )
 
     def _check_sizes(self):

@@ -11,6 +11,7 @@ Q queries, H heads, L labels.
 import copy
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,14 @@ try:
     from .saving_mmfusion import register_code
     from .towers_mmfusion import (
         build_tower,
+        frame_axis,
         grid_positions,
         load_tower,
         max_text_tokens,
         run_audio_tower,
         run_image_tower,
         run_text_tower,
+        sound_shape,
         tower_tokens,
         tower_width,
         without_pooler,
@@ -88,12 +91,14 @@ except ImportError:
     from saving_mmfusion import register_code
     from towers_mmfusion import (
         build_tower,
+        frame_axis,
         grid_positions,
         load_tower,
         max_text_tokens,
         run_audio_tower,
         run_image_tower,
         run_text_tower,
+        sound_shape,
         tower_tokens,
         tower_width,
         without_pooler,
@@ -191,6 +196,15 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             init.normal_(module.modality_embedding, mean=0.0, std=std)
             init.normal_(module.absent_embedding, mean=0.0, std=std)
 
+    def enable_input_require_grads(self):
+        """Let what embeds the inputs of each tower ask for gradients, as reentrant checkpointing needs it.
+
+        As in the library, but for layers that return several tensors, as those of Swin do.
+        """
+        self._require_grads_hooks = [
+            layer.register_forward_hook(_require_gradient) for layer in {*_input_embeddings(self)}
+        ]
+
     def initialize_weights(self):
         """Initialise what is fresh, towers first and each by itself.
 
@@ -223,7 +237,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         Args:
             text: Hub id, folder or model of a BERT-like encoder; None: the model reads no text.
             image: The same for a ViT-like or ResNet-like encoder.
-            audio: The same for a Wav2Vec2-like encoder.
+            audio: The same for an encoder of waveforms (Wav2Vec2-like) or of spectrograms (Whisper's, AST …).
             encoder_kwargs: Passed to `from_pretrained` of every tower that is loaded (`token`, `revision`,
                 `cache_dir` …).
             **config_kwargs: Fields of `MMFusionConfig`.
@@ -274,6 +288,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             if tower_config._attn_implementation is None:
                 # Composing the configuration unset the attention of a ready tower, which would then read no mask.
                 tower_config._attn_implementation = tower.get_correct_attn_implementation(None, is_init_check=True)
+            if hasattr(tower_config, "mask_ratio"):
+                tower_config.mask_ratio = 0.0  # a masked autoencoder hides patches from itself, in use too
             setattr(self, TOWERS[modality], tower)
             self.projectors[modality] = MMFusionProjector(config, tower_width(tower_config))
         self.fusion = FUSIONS[config.fusion_type](config)
@@ -302,6 +318,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         tower_outputs: TowerOutputs | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
     ) -> MMFusionEncoderOutput:
         """Run the towers, each on the rows that have its modality, and nothing else.
 
@@ -317,13 +334,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
             "input_values": input_values, "audio_attention_mask": audio_attention_mask, "modality_mask": modality_mask,
-            "inputs_embeds": inputs_embeds,
+            "inputs_embeds": inputs_embeds, "input_features": input_features,
         }  # fmt: skip
         if not tower_outputs:
             return self._project(*self.run_towers(**inputs))
         check_tower_outputs(self.config, tower_outputs, inputs, self.training)
         others, presence = {}, torch.zeros_like(modality_mask, dtype=torch.bool)  # (B, M)
-        if any(inputs[name] is not None for name in (*MAIN_INPUTS.values(), "inputs_embeds")):
+        if any(inputs[name] is not None for name in (*MAIN_INPUTS.values(), "inputs_embeds", "input_features")):
             others, presence = self.run_towers(**inputs)
         for modality in tower_outputs:
             column = MODALITIES.index(modality)
@@ -339,6 +356,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
     ) -> tuple[TowerOutputs, torch.BoolTensor]:
         """What the towers say, before anything of the fusion: fit to be kept where the towers are frozen.
 
@@ -355,15 +373,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("`input_ids` and `inputs_embeds` were both given, and both are the text: leave one out")
         text = input_ids if inputs_embeds is None else inputs_embeds
-        given = {"text": text, "image": pixel_values, "audio": input_values}
+        sound = self._sound(input_values, input_features)
+        given = {"text": text, "image": pixel_values, "audio": sound}
         given = {modality: tensor for modality, tensor in given.items() if tensor is not None}
         masks = {"text": attention_mask, "audio": audio_attention_mask}
         limit = max_text_tokens(self.text_encoder) if "text" in self.config.modalities else None
-        check_inputs(self.config, given, masks, modality_mask, limit)
+        audio = self.config.audio_config
+        sizes = () if audio is None else (sound_shape(audio), frame_axis(audio))
+        check_inputs(self.config, given, masks, modality_mask, limit, *sizes)
         presence = self._presence(given, masks, modality_mask)  # (B, M)
         inputs = {
             "text": (text, attention_mask), "image": (pixel_values,),
-            "audio": (input_values, audio_attention_mask),
+            "audio": (sound, audio_attention_mask),
         }  # fmt: skip
         outputs = {}
         for modality in given:
@@ -423,6 +444,16 @@ class MMFusionModel(MMFusionPreTrainedModel):
             presence[:, MODALITIES.index(modality)] = True if mask is None else mask.bool().any(dim=1)
         return presence if modality_mask is None else presence & modality_mask.to(first.device).bool()
 
+    def _sound(self, input_values: torch.Tensor | None, input_features: torch.Tensor | None) -> torch.Tensor | None:
+        """The one of the two that the audio tower reads; the other must not be given."""
+        given = {"input_values": input_values, "input_features": input_features}
+        name = self.config.main_inputs["audio"]
+        (other,) = given.keys() - {name}
+        if given[other] is not None and "audio" in self.config.modalities:
+            kind = self.config.audio_config.model_type
+            raise ValueError(f"`{other}` was given, but the audio tower ({kind}) reads `{name}`: give that")
+        return given[name] if given[other] is None else given[other]
+
     # -- fusion ------------------------------------------------------------------------------------------------------
 
     def fuse(
@@ -467,6 +498,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Read whatever is given and fuse it.
@@ -476,7 +508,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             attention_mask: (B, T), 1 = token, 0 = padding.
             pixel_values: (B, C, H, W), as the image processor makes them.
             input_values: (B, samples), waveforms at the feature extractor's rate.
-            audio_attention_mask: (B, samples), 1 = sample, 0 = padding.
+            audio_attention_mask: (B, samples), or of spectrograms (B, frames); 1 = sample or frame, 0 = padding.
             modality_mask: (B, 3), columns text, image, audio, 1 = present. Without it a modality that is passed is
                 present in every row, and one that is not passed in none.
             tower_outputs: From `run_towers`, for some modalities or all, in place of their inputs; these towers are
@@ -485,6 +517,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 chooses a subset.
             inputs_embeds: (B, T, C) in place of `input_ids`: what the text tower's table of embeddings gives, or
                 learned prompts in front of it.
+            input_features: In place of `input_values`, for a tower that reads them, spectrograms (B, frames, mel), of
+                Whisper (B, mel, frames).
             **kwargs: `output_attentions`, `output_hidden_states`; `use_cache`, which has no effect.
 
         Returns:
@@ -498,7 +532,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
             "input_values": input_values, "audio_attention_mask": audio_attention_mask,
-            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds,
+            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds, "input_features": input_features,
         }  # fmt: skip
         if encoder_outputs is None:
             encoder_outputs = self.encode(**inputs, modality_mask=modality_mask)
@@ -520,10 +554,15 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return self._features(pixel_values=pixel_values)
 
     def get_audio_features(
-        self, input_values: torch.FloatTensor, audio_attention_mask: torch.Tensor | None = None
+        self,
+        input_values: torch.FloatTensor | None = None,
+        audio_attention_mask: torch.Tensor | None = None,
+        input_features: torch.FloatTensor | None = None,
     ) -> torch.FloatTensor:
         """Unit vectors (B, D) of sounds alone, comparable with those of texts, pictures and any fused subset."""
-        return self._features(input_values=input_values, audio_attention_mask=audio_attention_mask)
+        return self._features(
+            input_values=input_values, input_features=input_features, audio_attention_mask=audio_attention_mask
+        )
 
     def _features(self, **inputs: torch.Tensor | None) -> torch.FloatTensor:
         return F.normalize(self.fuse(self.encode(**inputs)).pooler_output, dim=-1)
@@ -567,6 +606,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         tower_outputs: TowerOutputs | None = None,
         encoder_outputs: MMFusionEncoderOutput | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMFusionClassifierOutput:
         """Classify whatever is given.
@@ -590,7 +630,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
             "input_values": input_values, "audio_attention_mask": audio_attention_mask,
-            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds,
+            "tower_outputs": tower_outputs, "inputs_embeds": inputs_embeds, "input_features": input_features,
         }  # fmt: skip
         if encoder_outputs is None:
             encoder_outputs = self.encode(**inputs, modality_mask=modality_mask)
@@ -713,6 +753,24 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
 
 
 # == Small pieces =====================================================================================================
+
+
+def _input_embeddings(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """Yield the layers that embed the inputs of a model and of the models in it."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            try:
+                layer = module.get_input_embeddings()
+            except NotImplementedError:
+                continue
+            if isinstance(layer, nn.Module):
+                yield layer
+
+
+def _require_gradient(module: nn.Module, inputs: tuple, output):
+    first = output[0] if isinstance(output, tuple) else output
+    if isinstance(first, torch.Tensor) and first.is_floating_point():
+        first.requires_grad_(True)
 
 
 def _kept(presence: torch.BoolTensor, modality_mask: torch.Tensor | None) -> torch.BoolTensor:

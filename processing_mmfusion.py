@@ -28,6 +28,8 @@ except ImportError:
     Image = None
 
 MODALITIES = ("text", "image", "audio")
+FRAME, HOP = 400, 160  # samples of a frame of a spectrogram, and from one to the next
+MIN_SPECTROGRAM_SAMPLES = FRAME + 3 * HOP  # shorter clips are filled up with silence: statistics need some frames
 
 
 class MMFusionAudioKwargs(TypedDict, total=False):
@@ -68,7 +70,8 @@ class MMFusionProcessor(ProcessorMixin):
         feature_extractor: For sound, one that returns waveforms; None where the model hears nothing.
         max_text_length: Tokens that are kept of a text, special tokens included. Goes before whatever length the
             tokenizer was saved with.
-        max_audio_seconds: Seconds that are kept of a sound.
+        max_audio_seconds: Seconds that are kept of a sound; of an extractor whose spectrograms have one length
+            (Whisper 30 s, AST 10 s) no more than that.
     """
 
     valid_processor_kwargs = MMFusionProcessorKwargs
@@ -100,18 +103,19 @@ class MMFusionProcessor(ProcessorMixin):
             if part is not None:
                 self.check_argument_for_proper_class(name, part)
             setattr(self, name, part)
-        if feature_extractor is not None and feature_extractor.model_input_names[0] != "input_values":
+        if feature_extractor is not None and _sound_kind(feature_extractor) is None:
             raise ValueError(
                 f"`feature_extractor` is a {type(feature_extractor).__name__}, which returns"
-                f" `{feature_extractor.model_input_names[0]}`; one that returns waveforms (`input_values`) is needed,"
-                " such as Wav2Vec2FeatureExtractor"
+                f" `{feature_extractor.model_input_names[0]}`; allowed are extractors of waveforms, such as"
+                " Wav2Vec2FeatureExtractor, and WhisperFeatureExtractor, ASTFeatureExtractor and"
+                " SeamlessM4TFeatureExtractor"
             )
         if max_text_length < 1:
             raise ValueError(f"`max_text_length` is {max_text_length}, at least 1 token is needed")
         if not MIN_SECONDS <= max_audio_seconds < float("inf"):
             raise ValueError(f"`max_audio_seconds` is {max_audio_seconds}, at least {MIN_SECONDS} s are needed")
         self.max_text_length = max_text_length
-        self.max_audio_seconds = max_audio_seconds
+        self.max_audio_seconds = min(max_audio_seconds, _longest_seconds(feature_extractor))
 
     def __call__(
         self,
@@ -138,7 +142,9 @@ class MMFusionProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (B, T), `pixel_values` (B, 3, H, W), `input_values`, `audio_attention_mask`
-            (B, N) and `modality_mask` (B, 3), columns text, image, audio. 1 = there, 0 = padding or empty.
+            (B, N), or of a tower that reads spectrograms `input_features` (B, N, mel), of Whisper (B, mel, N), and the
+            mask of their frames (B, N), and `modality_mask` (B, 3), columns text, image, audio. 1 = there, 0 = padding
+            or empty.
 
         Raises:
             ValueError: Nothing given, lists of unequal length, a modality that the model lacks, a bad cell.
@@ -177,6 +183,10 @@ class MMFusionProcessor(ProcessorMixin):
         return None if self.feature_extractor is None else self.feature_extractor.sampling_rate
 
     @property
+    def _audio_input(self) -> str:
+        return "input_values" if _sound_kind(self.feature_extractor) == "waveform" else "input_features"
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Those of text, image and audio that this processor reads."""
         parts = (self.tokenizer, self.image_processor, self.feature_extractor)
@@ -187,7 +197,7 @@ class MMFusionProcessor(ProcessorMixin):
         names = {
             "text": ["input_ids", "attention_mask"],
             "image": ["pixel_values"],
-            "audio": ["input_values", "audio_attention_mask"],
+            "audio": [self._audio_input, "audio_attention_mask"],
         }
         return [name for modality in self.modalities for name in names[modality]] + ["modality_mask"]
 
@@ -256,15 +266,21 @@ class MMFusionProcessor(ProcessorMixin):
         clips = [
             self._clip(cell, f"`audio`[{row}]", sampling_rate) for row, cell in enumerate(column) if cell is not None
         ]
-        rule = {"padding": True}
-        if not self.feature_extractor.return_attention_mask:  # group norm: see the class
-            rule = {"padding": "max_length", "max_length": round(self.max_audio_seconds * self.audio_sampling_rate)}
+        kind, extractor = _sound_kind(self.feature_extractor), self.feature_extractor
+        rule, forced = {"padding": True}, {"sampling_rate": self.audio_sampling_rate, "return_tensors": "np"}
         # With a mask the extractor normalises over the clip's own samples; without, over the padding too.
-        forced = {"return_attention_mask": True, "sampling_rate": self.audio_sampling_rate, "return_tensors": "np"}
-        encoded = self.feature_extractor(clips, **rule | options | forced)
+        forced["return_attention_mask"] = True
+        if kind == "waveform" and not extractor.return_attention_mask:  # group norm: see the class
+            rule = {"padding": "max_length", "max_length": round(self.max_audio_seconds * self.audio_sampling_rate)}
+        elif kind != "waveform":
+            clips = [np.pad(clip, (0, max(MIN_SPECTROGRAM_SAMPLES - len(clip), 0))) for clip in clips]
+        if kind == "whisper":
+            forced |= {"padding": "max_length", "truncation": True}
+        encoded = extractor(clips, **rule | options | forced)
+        values = np.asarray(encoded[extractor.model_input_names[0]], np.float32)
         return {
-            "input_values": _with_zeros_for_empty(column, encoded["input_values"]),
-            "audio_attention_mask": _with_zeros_for_empty(column, encoded["attention_mask"].astype(np.int64)),
+            self._audio_input: _with_zeros_for_empty(column, values),
+            "audio_attention_mask": _with_zeros_for_empty(column, _sound_mask(kind, encoded, values, clips)),
         }
 
     def _clip(self, cell: Any, name: str, sampling_rate: int | None) -> np.ndarray:
@@ -279,6 +295,37 @@ class MMFusionProcessor(ProcessorMixin):
             return decode_audio(cell, sampling_rate=self.audio_sampling_rate, max_seconds=self.max_audio_seconds)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def _sound_kind(extractor: Any) -> str | None:
+    """What a feature extractor makes of sound: a waveform, or the spectrogram of a family; None: something else."""
+    name = extractor.model_input_names[0]
+    if hasattr(extractor, "nb_max_frames") and name == "input_features":
+        return "whisper"
+    if hasattr(extractor, "num_mel_bins"):
+        if hasattr(extractor, "mean") and name == "input_values":
+            return "ast"
+        return "seamless" if hasattr(extractor, "stride") and name == "input_features" else None
+    return "waveform" if name == "input_values" and extractor.feature_size == 1 else None
+
+
+def _longest_seconds(extractor: Any) -> float:
+    """Seconds that fit into the spectrograms of an extractor; infinite where they may have any length."""
+    kind = None if extractor is None else _sound_kind(extractor)
+    if kind == "whisper":
+        return extractor.n_samples / extractor.sampling_rate
+    if kind == "ast":
+        return (FRAME + (extractor.max_length - 1) * HOP) / extractor.sampling_rate
+    return float("inf")
+
+
+def _sound_mask(kind: str, encoded: Mapping, values: np.ndarray, clips: list[np.ndarray]) -> np.ndarray:
+    """(B, N) 1 where a sample or frame belongs to the clip; one of Whisper reaches half a window beyond its centre."""
+    if kind in ("waveform", "seamless"):
+        return np.asarray(encoded["attention_mask"], np.int64)
+    samples = np.array([len(clip) for clip in clips])
+    num_frames = 1 + (samples - FRAME) // HOP if kind == "ast" else -(-(samples + FRAME // 2) // HOP)
+    return (np.arange(values.shape[1 if kind == "ast" else 2]) < num_frames[:, None]).astype(np.int64)
 
 
 def _rows(arguments: dict[str, Any]) -> dict[str, list]:

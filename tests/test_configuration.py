@@ -91,8 +91,8 @@ SENTENCES = {
     "heads": ({"hidden_size": 30}, "`hidden_size` must be a multiple of `num_attention_heads` (4), got 30"),
     "audio tower": (
         {"audio_config": text_config()},
-        "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
-        "got model_type 'bert'",
+        "`audio_config` must be of an encoder of raw waveforms (wav2vec2, hubert, wavlm …) or one of "
+        "whisper, audio-spectrogram-transformer, wav2vec2-bert, got model_type 'bert'",
     ),
     "audio tower of spectrograms": ({"audio_config": ASTConfig()}, "got model_type 'audio-spectrogram-transformer'"),
     "layer norm": ({"layer_norm_eps": 0.0}, "`layer_norm_eps` must be greater than 0, got 0.0"),

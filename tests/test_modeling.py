@@ -21,7 +21,6 @@ from conftest import (
 )
 from transformers import (
     AutoModelForSequenceClassification,
-    Data2VecAudioConfig,
     RobertaConfig,
     Wav2Vec2Config,
     set_seed,
@@ -358,17 +357,6 @@ def test_a_tower_whose_own_config_asks_for_tuples_is_understood(inputs):
     towers = {"text_config": text_config(return_dict=False), "vision_config": vit_config(return_dict=False)}
     odd = make_model(model_config(**towers, audio_config=audio_config(return_dict=False)))
     assert torch.equal(logits(odd, inputs), logits(plain, inputs))
-
-
-def test_an_audio_tower_without_a_norm_field_runs_and_gets_its_mask(inputs):
-    """Data2Vec-audio has no `feat_extract_norm`; its stacked position convolutions smear padding whatever we do."""
-    model = make_model(model_config(audio_config=audio_config(Data2VecAudioConfig)))
-    masks = []
-    model.mmfusion.audio_encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
-    )
-    assert logits(model, inputs).isfinite().all()
-    assert torch.equal(masks[0], inputs["audio_attention_mask"][inputs["modality_mask"][:, 2] == 1])
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
 from modeling_mmfusion import TOWERS
 from processing_mmfusion import MMFusionProcessor
-from towers_mmfusion import build_tower, load_tower, max_text_tokens
+from towers_mmfusion import build_tower, hears_waveforms, load_tower, max_text_tokens, reads_mask, why_not
 from training.continuing import load_processor, load_weights
 
 BASE = {
@@ -45,7 +45,7 @@ BASE = {
 KINDS = {
     "text": "a BERT-like encoder (bert, roberta, distilbert, modernbert …)",
     "image": "a ViT-like or ResNet-like encoder (vit, dinov2, resnet, convnext …)",
-    "audio": "a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …)",
+    "audio": "an encoder of waveforms (wav2vec2, hubert, wavlm …) or of spectrograms (whisper, wav2vec2-bert …)",
 }
 PREPROCESSORS = {"text": "tokenizer", "image": "image processor", "audio": "feature extractor"}
 MIN_SPEECH_RATE = 4_000  # Hz; what is slower is no telephone line, but a sensor
@@ -115,6 +115,10 @@ def make_towers(
             parts[modality] = Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, return_attention_mask=True)
             encoders[modality] = build_tower(tiny_audio_config(sampling_rate, mask_time_prob, mask_feature_prob))
             start_as_filterbank(encoders[modality], sampling_rate)
+    if hasattr(parts.get("audio"), "mean"):  # AST's extractor pads with zeros before it normalises
+        extractor = parts["audio"]
+        padding = -extractor.mean / (2 * extractor.std) if extractor.do_normalize else 0.0
+        encoders["audio"].config.padding_value = padding
     processor = MMFusionProcessor(
         tokenizer=parts.get("text"),
         image_processor=parts.get("image"),
@@ -137,9 +141,9 @@ def load_pretrained(modality: str, name: str) -> tuple:
         return load_part(modality, name, MMFusionConfig.from_dict(settings))
     with _one_sentence(flag, "configuration"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not _is_of_kind(config, modality):
+    if reason := why_not(config, modality):
         raise ValueError(
-            f"{flag}: a `{config.model_type}` model cannot be the {modality} tower; give {KINDS[modality]}"
+            f"{flag}: a `{config.model_type}` model cannot be the {modality} tower, {reason}; give {KINDS[modality]}"
         )
     with _one_sentence(flag, PREPROCESSORS[modality]):
         part = load_preprocessor(modality, name, config)
@@ -166,7 +170,8 @@ def load_preprocessor(modality: str, name: str, config: PreTrainedConfig):
         return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     # Layer-norm towers read the mask, whether or not their extractor was saved with it; group-norm ones must not.
-    extractor.return_attention_mask = config.feat_extract_norm != "group"
+    if hears_waveforms(config):
+        extractor.return_attention_mask = reads_mask(config)
     return extractor
 
 
@@ -180,16 +185,6 @@ def _one_sentence(flag: str, what: str) -> Iterator[None]:
         raise ValueError(
             f"{flag}: its {what} cannot be loaded ({reason}); give a complete folder, or a Hub id that can be reached"
         ) from e
-
-
-def _is_of_kind(config: PreTrainedConfig, modality: str) -> bool:
-    """Whether a tower can stand where it is asked for, as far as its configuration tells."""
-    if modality == "image":
-        return hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
-    hears = isinstance(getattr(config, "conv_kernel", None), (list, tuple))
-    if modality == "audio":
-        return hears and hasattr(config, "feat_extract_norm")
-    return hasattr(config, "vocab_size") and not hears and not config.is_encoder_decoder
 
 
 def _check_vocabulary(flag: str, tokenizer, config: PreTrainedConfig):
