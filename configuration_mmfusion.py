@@ -268,8 +268,8 @@ class MMFusionConfig(PreTrainedConfig):
         audio = self.audio_config
         if audio is not None and audio.model_type not in SPECTROGRAMS and not hasattr(audio, "conv_kernel"):
             raise ValueError(
-                "`audio_config` must be of an encoder of raw waveforms (wav2vec2, hubert, wavlm …) or one of "
-                f"{', '.join(SPECTROGRAMS)}, got model_type {audio.model_type!r}"
+                "`audio_config` must be of a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …), "
+                f"got model_type {audio.model_type!r}; of encoders of spectrograms it may be {', '.join(SPECTROGRAMS)}"
             )
 
     def _check_sizes(self):

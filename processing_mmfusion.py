@@ -184,7 +184,8 @@ class MMFusionProcessor(ProcessorMixin):
 
     @property
     def _audio_input(self) -> str:
-        return "input_values" if _sound_kind(self.feature_extractor) == "waveform" else "input_features"
+        hears_waveforms = self.feature_extractor is None or _sound_kind(self.feature_extractor) == "waveform"
+        return "input_values" if hears_waveforms else "input_features"
 
     @property
     def modalities(self) -> tuple[str, ...]:

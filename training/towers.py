@@ -45,7 +45,8 @@ BASE = {
 KINDS = {
     "text": "a BERT-like encoder (bert, roberta, distilbert, modernbert …)",
     "image": "a ViT-like or ResNet-like encoder (vit, dinov2, resnet, convnext …)",
-    "audio": "an encoder of waveforms (wav2vec2, hubert, wavlm …) or of spectrograms (whisper, wav2vec2-bert …)",
+    "audio": "a Wav2Vec2-like encoder of raw waveforms (wav2vec2, hubert, wavlm …) or one of spectrograms "
+    "(whisper, audio-spectrogram-transformer, wav2vec2-bert)",
 }
 PREPROCESSORS = {"text": "tokenizer", "image": "image processor", "audio": "feature extractor"}
 MIN_SPEECH_RATE = 4_000  # Hz; what is slower is no telephone line, but a sensor
@@ -143,7 +144,7 @@ def load_pretrained(modality: str, name: str) -> tuple:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if reason := why_not(config, modality):
         raise ValueError(
-            f"{flag}: a `{config.model_type}` model cannot be the {modality} tower, {reason}; give {KINDS[modality]}"
+            f"{flag}: a `{config.model_type}` model cannot be the {modality} tower; give {KINDS[modality]}: {reason}"
         )
     with _one_sentence(flag, PREPROCESSORS[modality]):
         part = load_preprocessor(modality, name, config)
