@@ -31,6 +31,9 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 # What a model of one task says in fields of its own, and one of several tasks in the entries of `tasks`.
 FITTED_FIELDS = ("temperatures", "unimodal_temperatures", "thresholds")  # after training
 TASK_FIELDS = ("problem_type", "class_weights", "ordinal", *FITTED_FIELDS)
+# What says what the outputs mean; and what belongs to outputs of one meaning, and is of no use to others.
+LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "tasks")
+OF_THE_LABELS = ("class_weights", "ordinal", "tasks", *FITTED_FIELDS)
 
 
 class Task(NamedTuple):
@@ -165,13 +168,73 @@ class MMFusionConfig(PreTrainedConfig):
         repository, whose code the library would then fetch and run.
         """
         ignored = ("attn_implementation", "_attn_implementation")
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in ignored}, **kwargs)
+        config_dict = {key: value for key, value in config_dict.items() if key not in ignored}
+        if not (any(map(config_dict.get, OF_THE_LABELS)) and kwargs.keys() & {*LABEL_FIELDS}):
+            return super().from_dict(config_dict, **kwargs)
+        # Other labels than those of the file: what belongs to the old ones is left out, before it is found not to fit.
+        old = super().from_dict(dict(config_dict))
+        kept = {key: value for key, value in config_dict.items() if key not in OF_THE_LABELS}
+        result = super().from_dict(dict(kept), **kwargs)
+        new = result[0] if isinstance(result, tuple) else result
+        if new.meaning() == old.meaning():
+            return super().from_dict(config_dict, **kwargs)
+        dropped = [name for name in OF_THE_LABELS if config_dict.get(name) and not getattr(new, name)]
+        if dropped:
+            logger.warning(f"`{'`, `'.join(dropped)}` of the saved model are dropped: they belong to other labels")
+        return result
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save the configuration, and beside it the code that it names; see `PreTrainedConfig.save_pretrained`."""
         register_code(self)
         name_code(self)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # -- what belongs to the labels ----------------------------------------------------------------------------------
+
+    def __setattr__(self, key: str, value):
+        """Set a field; other labels or another problem forget what was fitted to the old ones."""
+        fields = self.__dict__
+        if key not in ("id2label", "problem_type") or not any(fields.get(name) for name in OF_THE_LABELS):
+            return super().__setattr__(key, value)
+        before = self.meaning() if fields.get("id2label") else None  # None: still being built
+        super().__setattr__(key, value)
+        names = [name for task in self.tasks or () for name in output_names(task)]
+        if before is not None and key == "id2label" and names and names != [*value.values()]:
+            self.tasks = None
+            logger.warning("`tasks` are dropped: the labels are others now")
+        if before is None or self.meaning() == before:
+            return None
+        self.forget_fitted("the labels or the problem are others now")
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            self.class_weights = None
+            logger.warning(f"`class_weights` are dropped: there are {self.num_labels} labels now")
+        return None
+
+    def meaning(self) -> list[tuple]:
+        """What the outputs say: two heads of one meaning can stand for each other."""
+        meaning = []
+        for task in self.each_task():
+            names = task.config.id2label or {}
+            problem = task.config.problem_type
+            if problem is None:
+                problem = "regression" if len(names) == 1 else "single_label_classification"
+            meaning.append((task.name, problem, [str(names[number]) for number in sorted(names, key=int)]))
+        return meaning
+
+    def forget_fitted(self, reason: str | None = None):
+        """Have the model answer as its weights say: without the temperatures and thresholds that were fitted to it.
+
+        Args:
+            reason: Why, for a line that is logged where there was something to forget; None: nothing is logged.
+        """
+        owners = [self.__dict__, *(self.tasks or ())]
+        forgotten = [name for name in FITTED_FIELDS if any(owner.get(name) is not None for owner in owners)]
+        for name in FITTED_FIELDS:
+            setattr(self, name, None)
+            for task in self.tasks or ():
+                task.pop(name, None)
+        if forgotten and reason is not None:
+            logger.warning(f"`{'`, `'.join(forgotten)}` are forgotten: {reason}")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -189,6 +252,8 @@ class MMFusionConfig(PreTrainedConfig):
 
     def take_tasks(self, tasks: list[dict]):
         """Have these tasks, and name the outputs by them."""
+        if self.tasks is not tasks:
+            self.forget_fitted("the tasks are others now")
         self.tasks, self.problem_type = tasks, None
         self._check_tasks()
         names = [name for task in tasks for name in output_names(task)]

@@ -589,6 +589,32 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         self.modality_dropout = config.modality_dropout  # a training may change it from step to step
         self.post_init()
 
+    # -- what was fitted to the weights ------------------------------------------------------------------------------
+
+    has_learnt = False  # whether a loss was computed in training since the model was last in use
+
+    def __setattr__(self, name: str, value):
+        old = self.__dict__.get("_modules", {}).get("classifier") if name == "classifier" else None
+        super().__setattr__(name, value)
+        if old is not None and _is_another_head(old, value):
+            self.config.forget_fitted("`classifier` was replaced")
+
+    def train(self, mode: bool = True) -> "MMFusionForSequenceClassification":
+        """Set the mode; after a training, temperatures and thresholds that were fitted before it are forgotten."""
+        if not mode:
+            self._forget_if_trained()
+        return super().train(mode)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the model, without what was fitted to weights that it no longer has; see the base class."""
+        self._forget_if_trained()
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _forget_if_trained(self):
+        if self.has_learnt:
+            self.has_learnt = False
+            self.config.forget_fitted("the model was trained since they were fitted")
+
     def encode(self, **inputs: torch.Tensor | None) -> MMFusionEncoderOutput:
         """Run the towers; see `MMFusionModel.encode`."""
         return self.mmfusion.encode(**inputs)
@@ -648,6 +674,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         if labels is not None and not self.training:
             loss = mean_of(*row_losses(logits, labels, self.config))
         elif labels is not None:
+            self.has_learnt = True
             loss = self._training_loss(logits, labels, encoder_outputs, presence)
             if unimodal_logits is not None:
                 loss = loss + self._unimodal_loss(unimodal_logits, labels, presence)
@@ -747,7 +774,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         """The model of one of its tasks alone; towers, fusion and the weights of the head are shared."""
         task, one = self.config.task(name), copy.copy(self)
         one._modules, one.config, one.num_labels = dict(self._modules), task.config, task.config.num_labels
-        one.classifier = narrowed(self.classifier, task.outputs)
+        one._modules["classifier"] = narrowed(self.classifier, task.outputs)  # the same head: no `__setattr__`
         one.unimodal = None if self.unimodal is None else self.unimodal.narrowed(task.outputs)
         return one
 
@@ -771,6 +798,13 @@ def _require_gradient(module: nn.Module, inputs: tuple, output):
     first = output[0] if isinstance(output, tuple) else output
     if isinstance(first, torch.Tensor) and first.is_floating_point():
         first.requires_grad_(True)
+
+
+def _is_another_head(old: nn.Module, new: nn.Module) -> bool:
+    """Whether a module has other weights than the one it replaces; its quantized or wrapped form has not."""
+    is_same = getattr(new, "weight", None) is old.weight
+    is_quantized = type(new) is not nn.Linear and isinstance(new, nn.Linear) and new.out_features == old.out_features
+    return not is_same and not is_quantized
 
 
 def _kept(presence: torch.BoolTensor, modality_mask: torch.Tensor | None) -> torch.BoolTensor:

@@ -206,16 +206,6 @@ def num_folds(num_rows: int) -> int:
     return min(NUM_FOLDS, num_rows)
 
 
-def forget_fitted(config) -> None:
-    """Have a model answer as its weights say, for other weights shall come."""
-    config.temperatures = None
-    config.unimodal_temperatures = None
-    config.thresholds = None
-    for task in getattr(config, "tasks", None) or ():
-        for field in ("temperatures", "unimodal_temperatures", "thresholds"):
-            task.pop(field, None)
-
-
 # -- at the end of a training -----------------------------------------------------------------------------------------
 
 
@@ -252,7 +242,7 @@ def evaluate_calibrated(
         ValueError: As `evaluate_subsets`.
     """
     config = (model if accelerator is None else accelerator.unwrap_model(model)).config
-    forget_fitted(config)
+    config.forget_fitted()
     problem = problem_type(config)
     is_fitted = problem != "regression"  # of several tasks some may be
     predicted = predict_subsets(

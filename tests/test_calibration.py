@@ -25,7 +25,6 @@ from metrics.calibration import (
     evaluate_calibrated,
     fit_temperature,
     fit_temperatures,
-    forget_fitted,
     scaled,
 )
 from metrics.coverage import coverage_curve, describe, is_right, shown_points, sureness, threshold_for
@@ -270,7 +269,7 @@ def test_a_model_is_calibrated_anew_and_not_on_top_of_what_it_had():
     first = dict(model.config.temperatures)
     evaluate_calibrated(model, batches(), progress=False)
     assert model.config.temperatures == pytest.approx(first)
-    forget_fitted(model.config)
+    model.config.forget_fitted()
     assert model.config.temperatures is None and model.config.unimodal_temperatures is None
 
 

@@ -21,7 +21,7 @@ import train
 from cli.scored import label_thresholds, predicted_labels, prediction_columns
 from explanation_mmfusion import disagreement
 from hub.card import render_model_card
-from metrics.calibration import cross_fitted, evaluate_calibrated, forget_fitted
+from metrics.calibration import cross_fitted, evaluate_calibrated
 from metrics.coverage import is_right, sureness
 from metrics.details import calibration_error, decisions
 from metrics.subsets import compute_metrics, evaluate_subsets, with_thresholds
@@ -196,7 +196,7 @@ def test_one_of_several_classes_and_numbers_have_no_thresholds():
 
 def test_going_on_from_a_model_forgets_its_thresholds():
     config = model_config(problem_type=MULTI, thresholds=THRESHOLDS)
-    forget_fitted(config)
+    config.forget_fitted()
     assert config.thresholds is None
 
 

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 
 from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
-from metrics.calibration import forget_fitted
 from modeling_mmfusion import MMFusionForSequenceClassification
 from processing_mmfusion import MMFusionProcessor
 
@@ -63,27 +62,22 @@ def load_classifier(
         ValueError: The weights are not whole.
     """
     config = load_config(name, revision)
-    before = _meaning(config)
+    before = config.meaning()
+    config.forget_fitted()  # it belongs to the weights as they were
     if labels.tasks is not None:
         config.take_tasks(labels.tasks)
     else:
         config.tasks, config.problem_type = None, labels.problem_type
         config.id2label, config.label2id = labels.id2label, labels.label2id
-    keeps_head = _meaning(config) == before
+    keeps_head = config.meaning() == before
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     for field, value in choices.items():
         setattr(config, field, value)
-    forget_fitted(config)  # it belongs to the weights as they were
     model = load_weights(name, revision, config, FLAG, is_head_new=not keeps_head)
     if not keeps_head:
         torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
         torch.nn.init.zeros_(model.classifier.bias)
     return model
-
-
-def _meaning(config: MMFusionConfig) -> list[tuple]:
-    """What the outputs of a head say: two heads of one meaning can stand for each other."""
-    return [(task.name, task.config.id2label, task.config.problem_type) for task in config.each_task()]
 
 
 def load_weights(
