@@ -3,7 +3,7 @@
 Unusual here: `preprocess` only opens the cells of one sample, and the processor runs on whole batches. The stock
 pipeline pads finished rows together, which would need every row to have the same modalities.
 
-This file travels to the Hub beside the weights; of the repository's files it imports the explanations alone.
+This file travels to the Hub beside the weights; of the repository's files it imports the cells and the explanations.
 """
 
 import collections.abc
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 try:
+    from .cells_mmfusion import is_row, rows_of, sample_of_row
     from .explanation_mmfusion import (
         FUNCTIONS,
         MODALITIES,
@@ -33,6 +34,7 @@ try:
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
+    from cells_mmfusion import is_row, rows_of, sample_of_row
     from explanation_mmfusion import (
         FUNCTIONS,
         MODALITIES,
@@ -90,9 +92,11 @@ class MMFusionPipeline(Pipeline):
         """Ranks the labels for one sample or many.
 
         Args:
-            inputs: A dict with any of "text" (string), "image" (path, bytes or PIL image, never a URL) and "audio"
-                (path, bytes or {"array", "sampling_rate"}), or a list, data set or generator of such dicts. A missing
-                key, None and blank text are the same: that modality is absent.
+            inputs: A dict with any of "text" (string), "image" or "images" (path, bytes, PIL image or array, never a
+                URL) and "audio" (path, bytes, {"array", "sampling_rate"} or a decoder of torchcodec); media may be
+                undecoded, {"bytes", "path"}. Or many of them: a list, a `datasets.Dataset`, any other data set or
+                iterable, a DataFrame. A missing key, None, NaN, `pandas.NA` and a blank string are the same: that
+                modality is absent. Other keys, such as a label, are ignored, unless they look like a misspelt one.
             **kwargs: `top_k`, number of labels returned, all by default; `function_to_apply`, one of softmax, sigmoid
                 and none, by default what the model was trained for; `reject_below`, a probability below which the
                 answer is that there is none; `opinions`, whether to say what each modality by itself says, and
@@ -101,7 +105,8 @@ class MMFusionPipeline(Pipeline):
                 `num_workers`.
 
         Returns:
-            For a dict, a list of {"label", "score"}, best first; for many, a list (or generator) of such lists.
+            For a dict, a list of {"label", "score"}, best first; for a list or a DataFrame, a list of such lists; for
+            a data set or an iterable, an iterator over them.
 
             Of a multi-label model all labels are listed; those whose score reaches `model.config.thresholds`, by
             default 0.5, are predicted.
@@ -116,17 +121,22 @@ class MMFusionPipeline(Pipeline):
             Of several tasks, where none is named, in place of each of these {"task": what there would be for it, …}.
 
         Raises:
-            ValueError: No modality, an unknown key, a modality the model lacks, or a cell that cannot be opened; an
+            ValueError: No modality, a misspelt key, a modality the model lacks, or a cell that cannot be opened; an
                 option out of its range, or probabilities are needed and the model predicts numbers.
             FileNotFoundError: No file at a path.
         """
         if (task_name := kwargs.pop("task_name", None)) is not None:
             return self.for_task(task_name)(inputs, **kwargs)
-        if isinstance(inputs, (list, tuple)):
-            inputs = list(inputs)
-            if not inputs:
-                return []
-        return super().__call__(inputs, **kwargs)
+        if is_row(inputs) or isinstance(inputs, (str, bytes)):
+            return super().__call__(inputs, **kwargs)
+        rows = rows_of(inputs)
+        if isinstance(rows, list):
+            return super().__call__(rows, **kwargs) if rows else []
+        if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
+            return super().__call__(_RowDataset(rows), **kwargs)
+        if isinstance(rows, collections.abc.Iterable):
+            return super().__call__((row for row in rows), **kwargs)
+        return super().__call__(rows, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save model, processor and code; with `push_to_hub` push them, too, in one commit.
@@ -169,31 +179,21 @@ class MMFusionPipeline(Pipeline):
 
     def preprocess(self, sample: Mapping) -> dict[str, Any]:
         """Opens the cells of one sample; what is absent stays None."""
-        self._check_sample(sample)
-        text, image, audio = (sample.get(name) for name in ("text", "image", "audio"))
+        cells = sample_of_row(sample)
+        self._check_cells(cells)
+        image, audio = cells.get("image"), cells.get("audio")
         return {
-            "text": text,
+            "text": cells.get("text"),
             "images": None if image is None else self.processor.decode_image(image),
             "audio": None if audio is None else self.processor.decode_audio(audio),
         }
 
-    def _check_sample(self, sample: Any) -> None:
-        if not isinstance(sample, Mapping):
-            raise ValueError(
-                f'a sample is a dict such as {{"text": …, "image": …, "audio": …}}, got {type(sample).__name__}'
-            )
-        known = ("text", "image", "audio")
-        if unknown := [key for key in sample if key not in known]:
-            raise ValueError(f"unknown key in a sample: {unknown[0]!r}; allowed are {', '.join(known)}")
-        text = sample.get("text")
-        if text is not None and not isinstance(text, str):
+    def _check_cells(self, cells: dict[str, Any]) -> None:
+        if not isinstance(text := cells.get("text", ""), str):
             raise ValueError(f'"text" is of type {type(text).__name__}; allowed is a string')
-        present = [name for name in known if sample.get(name) is not None]
-        if text is not None and not text.strip():
-            present.remove("text")
-        if not present:
+        if not cells:
             raise ValueError(f"an empty sample: give at least one of {', '.join(self.processor.modalities)}")
-        if lacking := [name for name in present if name not in self.processor.modalities]:
+        if lacking := [name for name in cells if name not in self.processor.modalities]:
             raise ValueError(
                 f'"{lacking[0]}" was given, but this model reads only {", ".join(self.processor.modalities)};'
                 " leave it out"
@@ -373,12 +373,12 @@ class MMFusionPipeline(Pipeline):
             ValueError: As `__call__`, and for an unknown label, modality, method or number.
             ImportError: Integrated gradients without `captum`.
         """
-        is_single = isinstance(inputs, Mapping)
+        is_single = is_row(inputs)
         options = {"label": label, "details": details, "method": method, "num_steps": num_steps, "top_k": top_k}
         _check_count("batch_size", batch_size)
         if top_k is not None:
             _check_count("top_k", top_k)
-        samples = [inputs] if is_single else list(inputs)
+        samples = [inputs] if is_single else list(rows_of(inputs))
         if self.model.config.tasks is not None:
             answers = self._explain_tasks(samples, batch_size=batch_size, **options)
             return answers[0] if is_single else answers
@@ -424,6 +424,19 @@ class MMFusionPipeline(Pipeline):
 
     def _collate_on_device(self, cells: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.ensure_tensor_on_device(**self._collate(cells))
+
+
+class _RowDataset(Dataset):
+    """Rows with numbers, whoever made them, as the base class knows a data set."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.rows[number]
 
 
 # -- what a modality says by itself -----------------------------------------------------------------------------------

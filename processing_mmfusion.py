@@ -15,11 +15,13 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 try:
+    from .cells_mmfusion import is_empty, with_samples
     from .decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from .saving_mmfusion import register_code
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
+    from cells_mmfusion import is_empty, with_samples
     from decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from saving_mmfusion import register_code
 try:
@@ -127,7 +129,7 @@ class MMFusionProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prepares one row or a list of rows.
 
-        Each argument is one cell or a list with one cell a row; None, and for text also blanks, is an empty cell.
+        Each argument is one cell or a list with one cell a row; None, NaN, `pandas.NA` and blanks are empty cells.
         Paths and URLs are refused here, so that a service can hand over what a stranger sent: open them with
         `decode_image` and `decode_audio`. A modality that no row has is left out of the result.
 
@@ -169,12 +171,15 @@ class MMFusionProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=options["text_kwargs"]["return_tensors"])
 
     def decode_image(self, source: Any) -> "Image.Image":
-        """Opens one picture, for `images=`; see the function of this name."""
+        """Open one picture, an array too, for `images=`; see the function of this name."""
+        if isinstance(source, list) or getattr(source, "ndim", 0):
+            return _rgb_of_array(np.asarray(source), None)
         return decode_image(source)
 
     def decode_audio(self, source: Any) -> np.ndarray:
         """Opens one sound at the rate and length that the model hears, for `audio=`; see the function of this name."""
         self._require_part("audio", "feature_extractor")
+        source = with_samples(source, self.max_audio_seconds)
         return decode_audio(source, sampling_rate=self.audio_sampling_rate, max_seconds=self.max_audio_seconds)
 
     @property
@@ -285,6 +290,7 @@ class MMFusionProcessor(ProcessorMixin):
         }
 
     def _clip(self, cell: Any, name: str, sampling_rate: int | None) -> np.ndarray:
+        cell = with_samples(cell, self.max_audio_seconds)
         _refuse_file(cell, name, "decode_audio", 'arrays and {"array", "sampling_rate"}')
         if not isinstance(cell, Mapping):
             if sampling_rate is None:
@@ -345,13 +351,15 @@ def _rows(arguments: dict[str, Any]) -> dict[str, list]:
 
 
 def _cells(name: str, value: Any) -> list:
-    is_row_of_samples = name == "audio" and isinstance(value, list) and value and isinstance(value[0], (int, float))
+    first = value[0] if isinstance(value, list) and value else None
+    is_row_of_samples = name == "audio" and isinstance(first, (int, float)) and not is_empty(first)
     if not isinstance(value, (list, tuple)) or is_row_of_samples:
         is_stack = name == "images" and getattr(value, "ndim", 0) == 4
         value = list(value) if is_stack else [value]
+    value = [None if is_empty(cell) else cell for cell in value]
     if name == "text":
         return [_text(cell, row) for row, cell in enumerate(value)]
-    return [_only_picture(cell, row) for row, cell in enumerate(value)] if name == "images" else list(value)
+    return [_only_picture(cell, row) for row, cell in enumerate(value)] if name == "images" else value
 
 
 def _only_picture(cell: Any, row: int) -> Any:
@@ -371,7 +379,7 @@ def _text(cell: Any, row: int) -> str | None:
     if not cell.isascii():
         # Half a surrogate pair (JSON allows it) is no character: pairs are joined, halves replaced.
         cell = cell.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return cell if cell.strip() else None
+    return cell
 
 
 def _refuse_file(cell: Any, name: str, opener: str, allowed: str) -> None:

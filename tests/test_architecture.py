@@ -21,8 +21,8 @@ GUARDED = {
     ],
     "fusion_mmfusion": ["configuration_mmfusion"],
     "towers_mmfusion": ["configuration_mmfusion"],
-    "processing_mmfusion": ["decoding_mmfusion", "saving_mmfusion"],
-    "pipeline_mmfusion": ["explanation_mmfusion"],
+    "processing_mmfusion": ["cells_mmfusion", "decoding_mmfusion", "saving_mmfusion"],
+    "pipeline_mmfusion": ["cells_mmfusion", "explanation_mmfusion"],
 }  # fmt: skip
 # One function, which is never called, names all others: so the library finds every file from any class that is saved.
 ALL_FILES = [name for name in TRAVELLING if name != "saving_mmfusion"]

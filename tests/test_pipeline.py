@@ -144,7 +144,7 @@ def test_a_text_longer_than_the_model_reads_is_cut(classify):
     [
         ({}, "an empty sample: give at least one of text, image, audio"),
         ({"text": " ", "image": None}, "an empty sample"),
-        ({"text": "a", "picture": "x.png"}, "unknown key in a sample: 'picture'; allowed are text, image, audio"),
+        ({"text": "a", "picture": "x.png"}, "unknown key in a sample: 'picture'"),
         ({"text": 3}, '"text" is of type int; allowed is a string'),
         ({"image": "https://x/a.png"}, "is a URL, and nothing is ever fetched"),
         ({"audio": "hf://x/a.wav"}, "is a URL, and nothing is ever fetched"),
