@@ -85,7 +85,7 @@ def test_prompts_of_peft_stand_before_the_text_and_are_trained(inputs):
 UNKNOWN = {
     "image": torch.zeros(5, 3, 16, 16), "input_id": torch.ones(5, 8), "pixel_value": torch.zeros(5, 3, 16, 16),
     "token_type_ids": torch.zeros(5, 8, dtype=torch.long), "position_ids": torch.arange(8).expand(5, 8),
-    "input_features": torch.zeros(5, 8), "label": torch.zeros(5), "is_causal": True, "mask": None,
+    "label": torch.zeros(5), "is_causal": True, "mask": None,
     "output_router_logits": True, "past_key_values": (), "audio_mask": torch.ones(5, 400),
 }  # fmt: skip
 
