@@ -822,11 +822,13 @@ def _kept(presence: torch.BoolTensor, modality_mask: torch.Tensor | None) -> tor
 def _placed(
     tokens: torch.Tensor, mask: torch.Tensor, present: torch.BoolTensor
 ) -> tuple[torch.Tensor, torch.BoolTensor]:
-    """Tokens (B, T, D) and mask (B, T) of the P rows that are present, each in its place."""
-    if torch.compiler.is_compiling():
-        return _where_rows(present, tokens), mask & present[:, None]
+    """Tokens (B, T, D) and mask (B, T) of the P rows that are present, each in its place.
+
+    Whether a tower saw P rows or all of them is read from the size: where the compiler breaks a graph inside a tower,
+    this function may be traced and `_run_tower` not, or the other way round.
+    """
     if len(tokens) == len(present):
-        return tokens, mask
+        return _where_rows(present, tokens), mask & present[:, None]
     rows = (~present).byte().argsort(stable=True)[: len(tokens)]  # unlike `nonzero`, it does not wait for the device
     shape = (len(present), *tokens.shape[1:])
     return tokens.new_zeros(shape).index_copy(0, rows, tokens), mask.new_zeros(shape[:2]).index_copy(0, rows, mask)
