@@ -58,6 +58,7 @@ try:
         run_image_tower,
         run_text_tower,
         sound_shape,
+        takes_batch_statistics,
         tower_tokens,
         tower_width,
         without_pooler,
@@ -99,6 +100,7 @@ except ImportError:
         run_image_tower,
         run_text_tower,
         sound_shape,
+        takes_batch_statistics,
         tower_tokens,
         tower_width,
         without_pooler,
@@ -400,11 +402,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """Last hidden state and mask of one tower, which sees only the P rows where its modality is present.
 
         While a graph is traced (`torch.compile`, `torch.export`), shapes may not depend on data: the tower then sees
-        all rows, and those that lack the modality are zeroed before and after it.
+        all rows, and those that lack the modality are zeroed before and after it. A tower that takes statistics of
+        the batch must not see them; `torch.compile` breaks the graph there.
         """
-        run = functools.partial(RUN[modality], getattr(self, TOWERS[modality]))
-        if torch.compiler.is_compiling():
-            return run(*(None if x is None else _where_rows(present, x) for x in inputs))
+        tower = getattr(self, TOWERS[modality])
+        run = functools.partial(RUN[modality], tower)
+        if torch.compiler.is_compiling() and not takes_batch_statistics(tower):
+            return run(*_without_absent_rows(present, *inputs))
         rows = present.nonzero().squeeze(1)  # (P,)
         if rows.numel() == 0:
             return None
@@ -832,6 +836,14 @@ def _placed(
     rows = (~present).byte().argsort(stable=True)[: len(tokens)]  # unlike `nonzero`, it does not wait for the device
     shape = (len(present), *tokens.shape[1:])
     return tokens.new_zeros(shape).index_copy(0, rows, tokens), mask.new_zeros(shape[:2]).index_copy(0, rows, mask)
+
+
+def _without_absent_rows(
+    present: torch.BoolTensor, values: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Inputs of a tower, zero in rows that are not present, and unmasked: attention to no token at all is NaN."""
+    values = _where_rows(present, values)
+    return (values,) if mask is None else (values, torch.where(present[:, None], mask, torch.ones_like(mask)))
 
 
 def _where_rows(present: torch.BoolTensor, x: torch.Tensor) -> torch.Tensor:

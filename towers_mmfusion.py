@@ -200,6 +200,13 @@ def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
 # == Running ==========================================================================================================
 
 
+def takes_batch_statistics(tower: PreTrainedModel) -> bool:
+    """Return whether what a tower makes of a row depends on the rows beside it, as in BatchNorm that is trained."""
+    return any(
+        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in tower.modules()
+    )
+
+
 def run_text_tower(
     tower: PreTrainedModel, text: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,7 +236,7 @@ def run_text_tower(
 def run_image_tower(tower: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden state (P, T, C) or feature map (P, C, H, W) of pictures, and a mask (P, T) of ones."""
     # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
-    is_alone = tower.training and not torch.compiler.is_compiling() and len(pixel_values) == 1
+    is_alone = len(pixel_values) == 1 and takes_batch_statistics(tower)
     with eval_mode(tower) if is_alone else contextlib.nullcontext():
         output = tower(
             pixel_values=pixel_values.to(tower.dtype), return_dict=True, **_in_order(tower.config, pixel_values)
