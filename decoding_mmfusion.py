@@ -22,9 +22,9 @@ import numpy as np
 
 # The Hub's scanner demands at load whatever is imported outside `try`; a text-only user needs none of these.
 try:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageCms
 except ImportError:
-    Image = ImageOps = None
+    Image = ImageCms = None
 try:
     import soundfile
 except ImportError:
@@ -37,6 +37,23 @@ except ImportError:
 # An allow-list: EPS would start Ghostscript, SVG and PDF are programs of their own.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ALPHA_BACKGROUND = "white"
+PIXEL_BITS = (8, 10, 12, 14, 16)
+# What EXIF orientations from 2 on ask for; `ImageOps.exif_transpose` also writes EXIF anew, and fails over broken one.
+_TURNS = () if Image is None else (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+)  # fmt: skip
+# What people have and is not on the list: how it begins, and what it is called
+_OTHER_PICTURES = (
+    (rb".{4}ftyp(hei|hev|mif1|msf1)", "HEIC"),
+    (rb".{4}ftypavi[fs]", "AVIF"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF", "PDF"),
+    (rb"\s*(<\?xml[^>]*>\s*)?<svg", "SVG"),
+)
 
 MIN_SECONDS = 0.025  # one output frame of a Wav2Vec2 front end
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 384_000
@@ -77,47 +94,98 @@ _OTHER_SOUNDS = (
 # --- One picture
 
 
-def decode_image(source: Any, *, max_pixels: int = 50_000_000) -> "Image.Image":
-    """Opens one picture as an upright 8-bit RGB image.
+def decode_image(source: Any, *, max_pixels: int = 50_000_000, bits: int | None = None) -> "Image.Image":
+    """Return one picture, upright, as 8-bit RGB.
 
     The header is read first: a picture with more than `max_pixels` pixels is never decoded. Of an animation or a
-    multi-page file the first frame counts. Transparency is laid on white, 16-bit and float pictures are scaled (not
-    clipped) to 8 bits, and the camera's EXIF orientation is applied.
+    multi-page file the first frame counts. Transparency is laid on white, the orientation of the camera is applied,
+    and grey pictures of 16 bits or floats are scaled to 8 bits. Metadata that is broken is passed over.
 
     Args:
         source: A path, the bytes of a file, or a PIL image (returned as it is where nothing needs changing). URLs are
             refused.
         max_pixels: Largest width x height that is decoded.
+        bits: How many of its 16 bits a grey picture uses; the largest number that they hold becomes white, and what is
+            larger too. None: the fewest of 8, 10, 12, 14 and 16 that its brightest pixel needs, which makes pictures
+            of one table unlike one another: `MMFusionProcessor.decode_image` has the bits that its model learnt with.
 
     Raises:
-        ValueError: A URL, an unknown format, a damaged or truncated file, or too many pixels.
+        ValueError: A URL, an unknown format, a damaged or truncated file, NaN, or too many pixels.
         FileNotFoundError: No file at that path.
     """
     _require(Image, "Pillow", "pictures")
     if isinstance(source, Image.Image):
-        return _guarded_rgb(source, max_pixels, "the picture")
+        return _guarded_rgb(source, max_pixels, bits, "the picture")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open_image(io.BytesIO(source), max_pixels, f"the {len(source)} bytes")
+        return _open_image(io.BytesIO(source), None, max_pixels, bits, f"the {len(source)} bytes")
     path = _local_path(source, "image", "a path, bytes or a PIL image")
     try:
         with open(path, "rb") as file:
-            return _open_image(file, max_pixels, f"`{path}`")
+            return _open_image(file, path, max_pixels, bits, f"`{path}`")
     except OSError as error:  # no permission, a failing disk
         raise ValueError(f"`{path}` cannot be opened ({_reason(error)})") from None
 
 
-def _open_image(file: Any, max_pixels: int, name: str) -> "Image.Image":
+def _open_image(file: Any, path: Path | None, max_pixels: int, bits: int | None, name: str) -> "Image.Image":
     try:
-        image = Image.open(file, formats=IMAGE_FORMATS)
+        image = _identified(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} has too many pixels: {error}; shrink the picture to {max_pixels} or fewer") from None
     except Exception as error:  # Pillow's readers raise nearly anything on foreign bytes; none of it is a bug of ours
-        allowed = ", ".join(IMAGE_FORMATS)
-        raise ValueError(f"{name} cannot be read as a picture ({_reason(error)}); allowed are {allowed}") from None
-    return _guarded_rgb(image, max_pixels, name)
+        raise ValueError(_no_picture(file, path, name, _reason(error))) from None
+    try:
+        return _guarded_rgb(image, max_pixels, bits, name)
+    except ValueError:
+        if image.format != "PNG" or (plain := _png_without_metadata(file)) is None:
+            raise
+        return _guarded_rgb(plain, max_pixels, bits, name)
 
 
-def _guarded_rgb(image: "Image.Image", max_pixels: int, name: str) -> "Image.Image":
+def _identified(file: Any) -> "Image.Image":
+    try:
+        return Image.open(file, formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:
+        if (plain := _png_without_metadata(file)) is None:
+            raise
+        return plain
+
+
+def _png_without_metadata(file: Any) -> "Image.Image | None":
+    """Return a PNG of the chunks that its pixels need, since Pillow gives up over any other; None: there is none."""
+    file.seek(0)
+    if (mark := file.read(8)) != b"\x89PNG\r\n\x1a\n":
+        return None
+    chunks = []
+    while len(head := file.read(8)) == 8:
+        chunks.append((head, file.read(int.from_bytes(head[:4], "big") + 4)))
+    needed = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+    pixels, opaque = (_of_chunks(mark, chunks, names) for names in (needed, needed - {b"tRNS"}))
+    return pixels or opaque  # a transparency may be broken, too
+
+
+def _of_chunks(mark: bytes, chunks: Sequence[tuple[bytes, bytes]], names: set[bytes]) -> "Image.Image | None":
+    kept = b"".join(head + body for head, body in chunks if head[4:] in names)
+    try:
+        return Image.open(io.BytesIO(mark + kept), formats=("PNG",))
+    except Exception:
+        return None
+
+
+def _no_picture(file: Any, path: Path | None, name: str, reason: str) -> str:
+    file.seek(0)
+    head = file.read(160)
+    kind = next((kind for pattern, kind in _OTHER_PICTURES if re.match(pattern, head, re.DOTALL)), None)
+    allowed = ", ".join(IMAGE_FORMATS)
+    if kind is None:
+        return f"{name} cannot be read as a picture ({reason}); allowed are {allowed}"
+    source, target = ("input", "output.png") if path is None else (path.name, f"{path.stem}.png")
+    convert = f"`magick {shlex.quote(source)} {shlex.quote(target)}` (ImageMagick)"
+    return f"{name} cannot be read as a picture: it is {kind}; allowed are {allowed}, convert it with {convert}"
+
+
+def _guarded_rgb(image: "Image.Image", max_pixels: int, bits: int | None, name: str) -> "Image.Image":
     width, height = image.size
     if width < 1 or height < 1:
         raise ValueError(f"{name} is empty ({width} x {height} pixels)")
@@ -127,45 +195,84 @@ def _guarded_rgb(image: "Image.Image", max_pixels: int, name: str) -> "Image.Ima
         )
     try:
         image.load()
-        return to_rgb(_upright(image))
-    except Exception as error:  # as above: truncated data, broken palettes, impossible colour spaces
+    except Exception as error:  # as above: truncated data, broken palettes
         raise ValueError(f"{name} cannot be decoded ({_reason(error)}); is the file damaged or cut off?") from None
+    try:
+        return to_rgb(_upright(image), bits)
+    except Exception as error:  # NaN, impossible colour spaces
+        raise ValueError(f"{name} cannot be made RGB ({_reason(error)}); save it as 8-bit RGB or grey") from None
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
-    # exif_transpose copies even upright pictures, so ask first.
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):
-        return image  # a broken EXIF block says nothing about orientation, and every viewer shows such a picture
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about orientation, and every viewer shows such a picture
+        return image
+    is_turned = isinstance(orientation, int) and 2 <= orientation <= 8
+    return image.transpose(_TURNS[orientation - 2]) if is_turned else image
 
 
-def to_rgb(image: "Image.Image") -> "Image.Image":
+def to_rgb(image: "Image.Image", bits: int | None = None) -> "Image.Image":
+    """Return a loaded picture of any mode as RGB; `bits` as `decode_image` takes them."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image), 65535.0)
+        values = np.asarray(image)
+        return _gray(values, white_level(values, bits))
     if image.mode in ("I", "F"):
-        return _gray_of_any_range(np.asarray(image))
+        return _gray_of_any_range(np.asarray(image), bits)
+    if image.mode in ("La", "RGBa"):  # colours that are multiplied with their opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
+        return _on_background(image)
+    return _rgb_of_lab(image) if image.mode == "LAB" else image.convert("RGB")
+
+
+def _on_background(image: "Image.Image") -> "Image.Image":
+    try:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, ALPHA_BACKGROUND), image).convert("RGB")
-    return image.convert("RGB")
+    except Exception:  # a transparency that the palette does not have
+        image = image.copy()
+        image.info.pop("transparency", None)
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, ALPHA_BACKGROUND), image).convert("RGB")
+
+
+def _rgb_of_lab(image: "Image.Image") -> "Image.Image":
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+
+
+def white_level(values: np.ndarray, bits: int | None) -> float:
+    """Return the number that becomes white in grey integers of 16 bits: the largest that `bits` can hold.
+
+    Args:
+        values: (H, W), from 0 to 65535.
+        bits: How many bits are used; None: the fewest of 8, 10, 12, 14 and 16 that hold `values`.
+    """
+    if bits is None:
+        bits = bits_needed(int(values.max()))
+    return float(2**bits - 1)
+
+
+def bits_needed(highest: int) -> int:
+    """Return the fewest bits, of those that cameras and scanners have, that hold a number up to 65535."""
+    return next(bits for bits in PIXEL_BITS if highest < 2**bits)
 
 
 def _gray(values: np.ndarray, white: float, black: float = 0.0) -> "Image.Image":
-    scaled = (values.astype(np.float64) - black) * (255.0 / (white - black))
+    scaled = (np.minimum(values.astype(np.float64), white) - black) * (255.0 / (white - black))
     return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
 
 
-def _gray_of_any_range(values: np.ndarray) -> "Image.Image":
-    """Scales mode I (16-bit in all but name) and mode F (0..1 or 0..255); any other range goes darkest to lightest."""
+def _gray_of_any_range(values: np.ndarray, bits: int | None) -> "Image.Image":
+    """Scale mode I (16-bit in all but name) and mode F (0..1 or 0..255); any other range goes darkest to lightest."""
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite pixels")
     low, high = float(values.min()), float(values.max())
-    whites = (1.0, 255.0) if values.dtype.kind == "f" else (65535.0,)
-    for white in whites:
+    if values.dtype.kind != "f" and low >= 0 and high <= 65535:
+        return _gray(values, white_level(values, bits))
+    for white in (1.0, 255.0) if values.dtype.kind == "f" else ():
         if low >= 0 and high <= white:
             return _gray(values, white)
     return _gray(values, high if high > low else low + 1.0, black=low)

@@ -74,6 +74,7 @@ class MMFusionProcessor(ProcessorMixin):
             tokenizer was saved with.
         max_audio_seconds: Seconds that are kept of a sound; of an extractor whose spectrograms have one length
             (Whisper 30 s, AST 10 s) no more than that.
+        image_bits: How many bits grey pictures of 16 bits use, from 1 to 16: what the training rows needed.
     """
 
     valid_processor_kwargs = MMFusionProcessorKwargs
@@ -93,6 +94,7 @@ class MMFusionProcessor(ProcessorMixin):
         feature_extractor: Any = None,
         max_text_length: int = 128,
         max_audio_seconds: float = 10.0,
+        image_bits: int = 16,
     ):
         # The base class's __init__ demands all parts; here a missing one means a modality that the model lacks.
         self.chat_template = None
@@ -116,8 +118,11 @@ class MMFusionProcessor(ProcessorMixin):
             raise ValueError(f"`max_text_length` is {max_text_length}, at least 1 token is needed")
         if not MIN_SECONDS <= max_audio_seconds < float("inf"):
             raise ValueError(f"`max_audio_seconds` is {max_audio_seconds}, at least {MIN_SECONDS} s are needed")
+        if image_bits not in range(1, 17):
+            raise ValueError(f"`image_bits` is {image_bits!r}; allowed are whole numbers from 1 to 16")
         self.max_text_length = max_text_length
         self.max_audio_seconds = min(max_audio_seconds, _longest_seconds(feature_extractor))
+        self.image_bits = image_bits
 
     def __call__(
         self,
@@ -171,10 +176,10 @@ class MMFusionProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=options["text_kwargs"]["return_tensors"])
 
     def decode_image(self, source: Any) -> "Image.Image":
-        """Open one picture, an array too, for `images=`; see the function of this name."""
+        """Open one picture, an array too, for `images=`, with the bits that the model learnt with."""
         if isinstance(source, list) or getattr(source, "ndim", 0):
-            return _rgb_of_array(np.asarray(source), None)
-        return decode_image(source)
+            return _rgb_of_array(np.asarray(source), None, self.image_bits)
+        return decode_image(source, bits=self.image_bits)
 
     def decode_audio(self, source: Any) -> np.ndarray:
         """Opens one sound at the rate and length that the model hears, for `audio=`; see the function of this name."""
@@ -259,7 +264,11 @@ class MMFusionProcessor(ProcessorMixin):
 
     def _encode_images(self, column: list, options: dict) -> dict[str, Any]:
         channels = options.pop("input_data_format", None)
-        images = [_picture(cell, f"`images`[{row}]", channels) for row, cell in enumerate(column) if cell is not None]
+        images = [
+            _picture(cell, f"`images`[{row}]", channels, self.image_bits)
+            for row, cell in enumerate(column)
+            if cell is not None
+        ]
         arrays = self.image_processor(images, **{**options, "return_tensors": None})["pixel_values"]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(
@@ -390,17 +399,17 @@ def _refuse_file(cell: Any, name: str, opener: str, allowed: str) -> None:
         )
 
 
-def _picture(cell: Any, name: str, channels: str | None) -> Any:
+def _picture(cell: Any, name: str, channels: str | None, bits: int) -> Any:
     try:
         if Image is not None and isinstance(cell, Image.Image):
-            return decode_image(cell)
+            return decode_image(cell, bits=bits)
         _refuse_file(cell, name, "decode_image", "PIL images and arrays")
-        return _rgb_of_array(np.asarray(cell), channels)
+        return _rgb_of_array(np.asarray(cell), channels, bits)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _rgb_of_array(array: np.ndarray, channels: str | None) -> np.ndarray:
+def _rgb_of_array(array: np.ndarray, channels: str | None, bits: int) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) to (H, W, 3) uint8; channels last where both readings are possible."""
     if array.ndim == 2:
         array = array[..., None]
@@ -410,16 +419,20 @@ def _rgb_of_array(array: np.ndarray, channels: str | None) -> np.ndarray:
     array = np.moveaxis(array, 0, -1) if channels_first else array
     if array.shape[-1] not in (1, 3, 4):
         raise ValueError(f"an array of shape {array.shape}; 1, 3 or 4 channels are allowed")
-    image = Image.fromarray(np.squeeze(_to_bytes(array), -1) if array.shape[-1] == 1 else _to_bytes(array))
+    array = _to_bytes(array, bits)
+    image = Image.fromarray(np.squeeze(array, -1) if array.shape[-1] == 1 else array)
     return to_rgb(image)
 
 
-def _to_bytes(array: np.ndarray) -> np.ndarray:
+def _to_bytes(array: np.ndarray, bits: int) -> np.ndarray:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"pixels of type {array.dtype}; allowed are integers 0..255, uint16 and floats 0..1")
-    white = {"b": 1.0, "f": 1.0}.get(array.dtype.kind, 65535.0 if array.dtype == np.uint16 else 255.0)
+    white = {"b": 1.0, "f": 1.0}.get(array.dtype.kind, 255.0)
+    if array.dtype == np.uint16:
+        white = 2.0**bits - 1
+        array = np.minimum(array, np.uint16(white))
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= white):  # also NaN
         raise ValueError(f"{array.dtype} pixels range over {low:.4g}..{high:.4g}, allowed is 0..{white:.0f}")

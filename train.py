@@ -146,6 +146,7 @@ def training_config(args, accelerator, towers, labels, train_rows, validation_ro
         # The name of a folder is not one that the Hub could know.
         "base_models": {m: Path(name).name if Path(name).exists() else name for m, name in towers.pretrained.items()},
         "problem_type": labels.problem_type,
+        **({} if towers.processor.image_bits == 16 else {"image_bits": towers.processor.image_bits}),
         "data": {
             "train": train_rows.record(public),
             "validation": validation_rows.record(public),

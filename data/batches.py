@@ -84,6 +84,7 @@ class FusionDataset(Dataset):
         self.encoded_labels = None if labels is None else labels.encode_table(table)
         self.sampling_rate = processor.audio_sampling_rate
         self.max_audio_seconds = processor.max_audio_seconds
+        self.image_bits = getattr(processor, "image_bits", 16)  # models of before have no record, and took all 16
         self.cache = CellCache(cache_bytes)
         self._keys: dict[tuple[int, str], tuple] = {}
 
@@ -116,17 +117,21 @@ class FusionDataset(Dataset):
         key = self._keys[index, modality] = cell_key(self.table, index, modality, source)
         value = self.cache.get(key)
         if value is None:
-            value = open_media(source, modality, self.sampling_rate, self.max_audio_seconds)
+            value = open_media(source, modality, self.sampling_rate, self.max_audio_seconds, self.image_bits)
             self.cache.put(key, value)
         return value
 
 
 def open_media(
-    source: Any, modality: str, sampling_rate: int | None, max_audio_seconds: float | None
+    source: Any,
+    modality: str,
+    sampling_rate: int | None,
+    max_audio_seconds: float | None,
+    image_bits: int | None = None,
 ) -> Image.Image | np.ndarray:
-    """Opens a picture or a sound."""
+    """Open a picture or a sound, as the functions of `decoding_mmfusion` do with these settings of a processor."""
     if modality == "image":
-        return decode_image(source)
+        return decode_image(source, bits=image_bits)
     return decode_audio(source, sampling_rate=sampling_rate, max_seconds=max_audio_seconds)
 
 

@@ -131,6 +131,13 @@ class Stream:
                 if text is not None and text.strip():
                     yield text
 
+    def pictures(self, max_rows: int) -> Iterator[bytes]:
+        """The files of the pictures of the first rows; of Parquet nothing else is downloaded for them."""
+        with one_sentence(self.hub_set.hub_id):
+            for row in self.take(max_rows).rows(("image",)):
+                if isinstance(value := content(row[self.columns["image"]]), bytes):
+                    yield value
+
     def table(self) -> Table:
         """All of these rows as a table, kept in the cache of `datasets` on disk."""
         source = hub_source(self.hub_set, self.split, list(self.features), lambda columns: self._stored())
@@ -249,6 +256,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
         self.stream, self.labels, self.on_bad_cell = stream, labels, on_bad_cell
         self.modalities = tuple(name for name in processor.modalities if name in stream.modalities)
         self.sampling_rate, self.max_audio_seconds = processor.audio_sampling_rate, processor.max_audio_seconds
+        self.image_bits = getattr(processor, "image_bits", 16)  # as in a FusionDataset
         self.num_rows, self.num_processes, self.num_told = num_rows, num_processes, 0
         rows = stream.rows()
         # From several files at once, where there are several; to ask that of one costs `datasets` a wait of 5 s.
@@ -317,7 +325,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
                 f"it holds only the path {value!r:.200}, which a stream does not follow. Push the data set with its "
                 "media in it (`push_to_hub.py --dataset` does)."
             )
-        return open_media(value, modality, self.sampling_rate, self.max_audio_seconds)
+        return open_media(value, modality, self.sampling_rate, self.max_audio_seconds, self.image_bits)
 
     def _label(self, raw: dict[str, Any], number: int) -> Any:
         column = self.stream.columns["label"]

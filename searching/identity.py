@@ -50,5 +50,7 @@ def fingerprint(model, processor) -> str:
         "vocabulary": None if processor.tokenizer is None else sorted(processor.tokenizer.get_vocab().items()),
         "image": [str(getattr(image_processor, name, None)) for name in ("size", "image_mean", "image_std")],
     }
+    if (bits := getattr(processor, "image_bits", 16)) != 16:  # without: as it was before there was a choice
+        prepared["image_bits"] = bits
     digest.update(json.dumps(prepared, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,9 +1,13 @@
 """Pictures as people bring them: every mode and every oddity of metadata, read or refused in words."""
 
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 from media_cells import image_bytes
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from decoding_mmfusion import decode_image
 
@@ -135,5 +139,253 @@ def test_truncated_pictures_are_an_error(picture, file_format, tmp_path):
 def test_what_is_no_picture_is_refused_whatever_its_name(data, tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"`.*picture.png` cannot be read as a picture .*; allowed are PNG, JPEG"):
+    with pytest.raises(ValueError, match=r"`.*picture.png` cannot be read as a picture.*; allowed are PNG, JPEG"):
         decode_image(path)
+
+
+# --- bits in a container of 16
+
+
+GREYS_OF_16_BITS = {
+    "PNG": lambda values: image_bytes(Image.fromarray(values)),
+    "TIFF": lambda values: image_bytes(Image.fromarray(values), "TIFF"),
+    "TIFF, LZW": lambda values: image_bytes(Image.fromarray(values), "TIFF", compression="tiff_lzw"),
+    "TIFF, big-endian": lambda values: image_bytes(
+        Image.frombytes("I;16B", values.shape[::-1], values.astype(">u2").tobytes()), "TIFF"
+    ),
+    "TIFF of 32-bit integers": lambda values: image_bytes(Image.fromarray(values.astype(np.int32)), "TIFF"),
+    "I;16": lambda values: Image.fromarray(values),
+    "I;16B": lambda values: Image.frombytes("I;16B", values.shape[::-1], values.astype(">u2").tobytes()),
+    "I": lambda values: Image.fromarray(values.astype(np.int32)),
+}
+
+
+@pytest.mark.parametrize("kind", GREYS_OF_16_BITS)
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_the_bits_that_are_used_are_scaled_to_all_grey_levels(kind, bits):
+    values = np.linspace(0, 2**bits - 1, 1024).round().astype(np.uint16).reshape(32, 32)
+    source = GREYS_OF_16_BITS[kind](values)
+    expected = np.rint(values * (255 / (2**bits - 1)))
+    for given in (bits, None):
+        assert np.array_equal(np.asarray(decode_image(source, bits=given))[..., 0], expected)
+    as_before = np.rint(values * (255 / 65535))
+    assert np.array_equal(np.asarray(decode_image(source, bits=16))[..., 0], as_before)
+
+
+def test_what_is_brighter_than_white_is_white():
+    source = Image.fromarray(np.array([[0, 512, 1023, 1024, 65535]], np.uint16))
+    assert np.asarray(decode_image(source, bits=10))[0, :, 0].tolist() == [0, 128, 255, 255, 255]
+
+
+def test_bits_change_no_picture_of_8_bits(picture):
+    assert decode_image(picture, bits=10) is picture
+    assert np.array_equal(decode_image(picture.convert("L"), bits=10), decode_image(picture.convert("L")))
+
+
+# --- every mode, and metadata that is broken
+
+
+def flag(mode="RGB"):
+    """Blue with a white edge on top, 40 x 20."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("white", (0, 0, 40, 8))
+    return image.convert(mode)
+
+
+def lab():
+    return ImageCms.profileToProfile(
+        flag(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+
+
+def orientation(kind, count, value, order="<"):
+    """An EXIF block with nothing but an orientation of some type."""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(order + "HHHI", 1, 0x112, kind, count) + value + bytes(4)
+    return b"Exif\0\0" + head + struct.pack(order + "I", 8) + entry
+
+
+def png_chunk(name, content, checksum=None):
+    checksum = zlib.crc32(name + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def png_with(*chunks, mode="RGB", before=b"IDAT", **options):
+    data = image_bytes(flag() if mode == "RGB" else flag().quantize(4) if mode == "P" else flag(mode), **options)
+    place = data.index(before) - 4
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+def tiff_of_text():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274], tags.tagtype[274] = "6", 2
+    return image_bytes(flag(), "TIFF", tiffinfo=tags)
+
+
+def tiff(image, order, number=1):
+    """An RGB picture in either order of bytes, with an orientation; Pillow writes one of the orders."""
+    names = {256: image.width, 257: image.height, 258: 0, 259: 1, 262: 2, 273: 0, 274: number, 277: 3, 279: 0}
+    names[258] = 8 + 2 + 12 * len(names) + 4  # where the bits of the three colours stand
+    names[273], names[279] = names[258] + 6, len(image.tobytes())
+    entries = [struct.pack(order + "HHI", tag, 4 if tag in (273, 279) else 3, 3 if tag == 258 else 1)
+               + struct.pack(order + "I" if tag in (258, 273, 279) else order + "Hxx", value)
+               for tag, value in names.items()]  # fmt: skip
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(names))
+    return head + b"".join(entries) + bytes(4) + struct.pack(order + "HHH", 8, 8, 8) + image.tobytes()
+
+
+BOMB = zlib.compress(bytes(5_000_000))
+ODD_EXIF = {
+    "0": orientation(3, 1, b"\0\0\0\0"),
+    "9": orientation(3, 1, b"\x09\0\0\0"),
+    "text": orientation(2, 2, b"6\0\0\0"),
+    "a float": orientation(11, 1, struct.pack("<f", 6)),
+    "a fraction that lies outside": orientation(5, 1, struct.pack("<I", 99_999)),
+    "a type that is unknown": orientation(99, 1, b"\6\0\0\0"),
+    "four thousand million": orientation(3, 0xFFFFFFFF, b"\6\0\0\0"),
+    "undefined": orientation(7, 4, b"\6\0\0\0"),
+    "garbage": b"Exif\0\0garbage!!",
+    "nothing": b"Exif\0\0",
+    "far away": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+}
+SEVERAL = {"save_all": True, "append_images": [Image.new("RGB", (40, 20), "red")]}
+FLAGS = {
+    **{
+        f"{kind} with an orientation of {name}": lambda kind=kind, exif=exif: image_bytes(flag(), kind, exif=exif)
+        for kind in ("JPEG", "PNG", "WEBP")
+        for name, exif in ODD_EXIF.items()
+    },
+    **{
+        f"TIFF with an orientation of {number}": lambda number=number: image_bytes(
+            flag(), "TIFF", tiffinfo={274: number}
+        )
+        for number in (0, 1, 9)
+    },
+    "TIFF with an orientation of text": tiff_of_text,
+    **{
+        f"{kind} with a colour profile of garbage": lambda kind=kind: image_bytes(
+            flag(), kind, icc_profile=b"garbage" * 9
+        )
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF")
+    },
+    "PNG with a profile that does not unpack": lambda: png_with(png_chunk(b"iCCP", b"x\0\0garbage")),
+    "PNG with a profile that is a bomb": lambda: png_with(png_chunk(b"iCCP", b"x\0\0" + BOMB)),
+    "PNG with text that is a bomb": lambda: png_with(png_chunk(b"zTXt", b"a\0\0" + BOMB)),
+    "PNG with text of another checksum": lambda: png_with(png_chunk(b"tEXt", b"a\0b", checksum=0)),
+    "PNG with such text behind": lambda: png_with(png_chunk(b"tEXt", b"a\0b", checksum=0), before=b"IEND"),
+    **{
+        f"PNG with a short {name}": lambda name=name: png_with(png_chunk(name.encode(), b"\0"))
+        for name in ("gAMA", "pHYs", "cHRM", "sRGB", "acTL", "iTXt", "tRNS", "eXIf")
+    },
+    "PNG with garbage behind": lambda: image_bytes(flag()) + b"garbage" * 99,
+    "JPEG with garbage behind": lambda: image_bytes(flag(), "JPEG") + b"garbage" * 99,
+    "JPEG, progressive": lambda: image_bytes(flag(), "JPEG", progressive=True),
+    "JPEG of CMYK": lambda: image_bytes(flag("CMYK"), "JPEG"),
+    "TIFF of CMYK": lambda: image_bytes(flag("CMYK"), "TIFF"),
+    "TIFF of LAB": lambda: image_bytes(lab(), "TIFF"),
+    "TIFF, big-endian": lambda: tiff(flag(), ">"),
+    "BigTIFF": lambda: image_bytes(flag(), "TIFF", big_tiff=True),
+    "TIFF, JPEG inside": lambda: image_bytes(flag(), "TIFF", compression="jpeg"),
+    **{f"{kind} of several": lambda kind=kind: image_bytes(flag(), kind, **SEVERAL)
+       for kind in ("TIFF", "PNG", "GIF", "WEBP", "MPO")},
+    "palette": lambda: png_with(mode="P"),
+    "palette with more opacities than colours": lambda: png_with(png_chunk(b"tRNS", b"\xff" * 200), mode="P"),
+    "palette with more opacities than 256": lambda: png_with(png_chunk(b"tRNS", bytes(300)), mode="P"),
+    **{
+        f"an image in {mode}": lambda mode=mode: flag(mode)
+        for mode in ("RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "P")
+    },
+    "an image in RGBa": lambda: flag("RGBA").convert("RGBa"),
+    "an image in PA": lambda: flag().quantize(4).convert("PA"),
+    "an image in LAB": lab,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_picture_is_seen_whatever_its_mode_and_its_metadata(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about the metadata
+        decoded = np.asarray(decode_image(FLAGS[name]())).astype(int)
+    assert decoded.shape == (20, 40, 3)
+    tolerance = 40 if "LAB" in name else 12
+    assert np.abs(decoded[3, 5:35] - 255).max() <= tolerance and np.abs(decoded[15, 5:35, 2] - 255).max() <= tolerance
+    assert decoded[15, 5:35, :2].max() <= 2 * tolerance
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "I", "F", "I;16"])
+def test_grey_pictures_of_every_mode_are_seen(mode):
+    grey = Image.new("L", (40, 20))
+    grey.paste(255, (0, 0, 40, 8))
+    image = grey.convert("LA").convert("La") if mode == "La" else grey.convert(mode)
+    decoded = np.asarray(decode_image(image))
+    assert decoded[3].min() == 255 and decoded[15].max() == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("number", range(2, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_orientation_is_applied_in_every_format(kind, number, order):
+    image = Image.new("RGB", (32, 16), "blue")
+    image.paste("white", (0, 0, 8, 8))  # the upper left corner
+    if kind == "TIFF":
+        data = tiff(image, order, number)
+    else:
+        value = struct.pack(order + "HH", number, 0)
+        data = image_bytes(image, kind, exif=orientation(3, 1, value, order), quality=95)
+    decoded = decode_image(data)
+    assert decoded.size == ((32, 16) if number < 5 else (16, 32))
+    right, bottom = number in (2, 3, 6, 7), number in (3, 4, 7, 8)
+    corner = (decoded.width - 3 if right else 2, decoded.height - 3 if bottom else 2)
+    assert min(decoded.getpixel(corner)) > 200
+    opposite = (decoded.width - 1 - corner[0], decoded.height - 1 - corner[1])
+    assert max(decoded.getpixel(opposite)[:2]) < 60
+
+
+@pytest.mark.parametrize("clear", [0, bytes([0, 255, 255, 255])], ids=["one colour", "an opacity each"])
+def test_a_palette_with_transparency_lies_on_white(clear):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.paste(0, (0, 0, 4, 8))
+    decoded = decode_image(image_bytes(image, transparency=clear))
+    assert decoded.getpixel((1, 1)) == (255, 255, 255) and decoded.getpixel((6, 6)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(("mode", "clear", "colour"), [
+    ("RGB", struct.pack(">HHH", 0, 0, 255), (0, 0, 255)), ("L", struct.pack(">H", 29), (29, 29, 29)),
+])  # fmt: skip
+def test_a_colour_that_is_transparent_lies_on_white(mode, clear, colour):
+    assert decode_image(png_with(mode=mode)).getpixel((5, 15)) == colour
+    assert decode_image(png_with(png_chunk(b"tRNS", clear), mode=mode)).getpixel((5, 15)) == (255, 255, 255)
+
+
+OTHER_PICTURES = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "DICOM": bytes(128) + b"DICM",
+    "Photoshop": b"8BPS\0\1",
+    "PDF": b"%PDF-1.7\n",
+    "SVG": b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PICTURES)
+def test_what_is_not_on_the_list_is_called_by_its_name_with_a_line_that_converts_it(name, tmp_path):
+    path = tmp_path / "my photo.x"
+    path.write_bytes(OTHER_PICTURES[name] + bytes(500))
+    with pytest.raises(ValueError, match=r"magick 'my photo\.x' 'my photo\.png'") as told:
+        decode_image(path)
+    assert name in str(told.value) and "damaged" not in str(told.value)
+
+
+def test_pixels_that_are_no_picture_are_refused_in_words():
+    for values in ([[0, np.nan]], [[0, np.inf]]):
+        data = image_bytes(Image.fromarray(np.array(values, np.float32)), "TIFF")
+        with pytest.raises(ValueError, match="NaN or infinite pixels"):
+            decode_image(data)
+    data = image_bytes(flag().quantize(4))
+    place = data.index(b"PLTE") - 4
+    size = int.from_bytes(data[place : place + 4], "big") + 12
+    with pytest.raises(ValueError, match="cannot be"):
+        decode_image(data[:place] + data[place + size :])  # without its palette

@@ -46,7 +46,9 @@ def tower_key(tower, processor, modality: str, precision: str) -> str:
 def prepared_by(processor, modality: str) -> dict:
     """What of a processor decides how a tower of this modality sees a cell."""
     if modality == "image":
-        return _without(processor.image_processor.to_dict(), _IDLE_OF_PARTS)
+        bits = getattr(processor, "image_bits", 16)
+        parts = _without(processor.image_processor.to_dict(), _IDLE_OF_PARTS)
+        return parts if bits == 16 else {**parts, "image_bits": bits}  # as it was before there was a choice
     if modality == "audio":
         parts = _without(processor.feature_extractor.to_dict(), _IDLE_OF_PARTS)
         return {**parts, "max_audio_seconds": processor.max_audio_seconds}

@@ -9,7 +9,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
@@ -31,6 +33,7 @@ from data import (
     stratified_split,
     stream_of,
 )
+from data.table import MODALITIES
 from training.arguments import has_tasks
 from training.features import CachedColumn, FeatureCollator, FeatureDataset
 from training.grouping import LengthGroupedSampler, lengths_of
@@ -40,6 +43,7 @@ from training.views import training_view
 from training.workers import WatchedRows, finish_first
 
 TEXTS_OF_A_STREAM = 20_000  # that a vocabulary is learnt from
+PICTURES_OF_A_STREAM = 64  # whose bits are counted
 HELD_OUT_OF_A_STREAM = 1_000
 
 
@@ -97,6 +101,15 @@ class TableRows:
     def texts(self) -> Iterator[str]:
         cells = (self.table.cell(index, "text") for index in range(len(self.table)))
         return (cell for cell in cells if cell is not None)
+
+    def pictures(self, most: int) -> Iterator[bytes | Path]:
+        """Files of pictures, from rows that are evenly spread over the table."""
+        filled = np.flatnonzero(self.table.presence[:, MODALITIES.index("image")])
+        for place in np.unique(np.linspace(0, len(filled) - 1, most).round().astype(int)) if len(filled) else ():
+            try:
+                yield self.table.media(int(filled[place]), "image")
+            except ValueError:  # a URL, or a path that leads elsewhere: whoever opens it says so
+                continue
 
     def check(self, args, processor, progress: bool) -> str:
         """Open every cell once, so that a bad one is said before training; what was seen, for people."""
@@ -178,6 +191,10 @@ class StreamedRows:
 
     def texts(self) -> Iterator[str]:
         return self.stream.texts(TEXTS_OF_A_STREAM)
+
+    def pictures(self, most: int) -> Iterator[bytes]:
+        """Files of pictures, from the first rows."""
+        return self.stream.pictures(min(most, PICTURES_OF_A_STREAM))
 
     def check(self, args, processor, progress: bool) -> str:
         dealt = {"error": "stops the training", "drop": "costs its row", "empty": "is taken as empty"}[

@@ -10,6 +10,7 @@ from training.averaging import Averaging
 from training.batch_size import find_batch_size
 from training.distillation import choose_teacher
 from training.features import cache_features
+from training.image_bits import choose_image_bits
 from training.label_choices import weigh_labels
 from training.loop import Run
 from training.objective import make_objective
@@ -56,6 +57,8 @@ def set_up(args, accelerator, keeper) -> Setup:
 
     # The model and what prepares its inputs.
     towers = start.towers(train_rows)
+    if told := choose_image_bits(args, accelerator, train_rows, towers.processor, teacher):
+        say(accelerator, told)
     for rows in (train_rows, validation_rows) if args.check_cells else ():
         say(accelerator, rows.check(args, towers.processor, progress=accelerator.is_local_main_process))
     keeper.take_rows(train_rows, validation_rows)
