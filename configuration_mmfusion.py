@@ -8,16 +8,15 @@ import copy
 import difflib
 from typing import NamedTuple
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig, logging
-from transformers.configuration_utils import SubConfigSpec
-
 try:
+    from .compat_mmfusion import DataclassConfig, PreTrainedConfig, strict
     from .saving_mmfusion import name_code, register_code
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
+    from compat_mmfusion import DataclassConfig, PreTrainedConfig, strict  # flat checkout: train.py, tests
     from saving_mmfusion import name_code, register_code
+from transformers import AutoConfig, logging  # after the check of the versions
 
 logger = logging.get_logger(__name__)
 
@@ -25,6 +24,8 @@ logger = logging.get_logger(__name__)
 SPECTROGRAMS = ("whisper", "audio-spectrogram-transformer", "wav2vec2-bert")
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
+# What a tower's configuration is of when it does not say.
+DEFAULT_MODEL_TYPES = {"text_config": "bert", "vision_config": "vit", "audio_config": "wav2vec2"}
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
 BALANCES = ("none", "unimodal", "ogm_ge", "mmpareto")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -55,7 +56,7 @@ class Task(NamedTuple):
 
 
 @strict
-class MMFusionConfig(PreTrainedConfig):
+class MMFusionConfig(DataclassConfig):
     """Architecture of an MMFusion model.
 
     Args:
@@ -112,11 +113,8 @@ class MMFusionConfig(PreTrainedConfig):
     """
 
     model_type = "mmfusion"
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
-        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="wav2vec2", optional=True),
-    }
+    sub_configs = dict.fromkeys(TOWER_CONFIGS.values(), AutoConfig)
+    has_no_defaults_at_init = True  # at least one tower must be given
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
@@ -152,13 +150,17 @@ class MMFusionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._warn_misspelt(kwargs)
+        for field, model_type in DEFAULT_MODEL_TYPES.items():
+            tower = getattr(self, field)
+            if isinstance(tower, dict):
+                tower = AutoConfig.for_model(**{"model_type": model_type, **tower})
+                setattr(self, field, tower)
+            if tower is not None:
+                # Where a tower was loaded from is the run's business, not the architecture's, and may be a local path.
+                tower._name_or_path = ""
+        super().__post_init__(**kwargs)
         if self.tasks is not None:
             self.take_tasks(self.tasks)
-        super().__post_init__(**kwargs)
-        for field in TOWER_CONFIGS.values():
-            if getattr(self, field) is not None:
-                # Where a tower was loaded from is the run's business, not the architecture's, and may be a local path.
-                getattr(self, field)._name_or_path = ""
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "MMFusionConfig":

@@ -13,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 try:
+    from .compat_mmfusion import init, record_outputs
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
+    from compat_mmfusion import init, record_outputs
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
 
 
@@ -74,9 +73,7 @@ class MMFusionCrossAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         query, key, value = (
             projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, D) -> (B, H, T, D / H)
@@ -176,8 +173,7 @@ class MMFusionFusion(PreTrainedModel):
         """States (B, Q, D) of tokens; inputs as for `forward`."""
         raise NotImplementedError
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @record_outputs
     def forward(
         self,
         tokens: torch.Tensor,

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -31,6 +30,7 @@ try:
         refuse_beside_encoder_outputs,
         refuse_unknown,
     )
+    from .compat_mmfusion import init
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
     from .fusion_mmfusion import FUSIONS
     from .objectives_mmfusion import (
@@ -73,6 +73,7 @@ except ImportError:
         refuse_beside_encoder_outputs,
         refuse_unknown,
     )
+    from compat_mmfusion import init
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
     from fusion_mmfusion import FUSIONS
     from objectives_mmfusion import (

@@ -11,17 +11,20 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by name, 5.4–5.17 want torchvision
+from transformers.processing_utils import ProcessingKwargs, Unpack
 
 try:
     from .cells_mmfusion import is_empty, with_samples
+    from .compat_mmfusion import PIL_BACKEND, ProcessorMixin
     from .decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from .saving_mmfusion import register_code
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
     from cells_mmfusion import is_empty, with_samples
+    from compat_mmfusion import PIL_BACKEND, ProcessorMixin
     from decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from saving_mmfusion import register_code
 try:
@@ -32,6 +35,14 @@ except ImportError:
 MODALITIES = ("text", "image", "audio")
 FRAME, HOP = 400, 160  # samples of a frame of a spectrogram, and from one to the next
 MIN_SPECTROGRAM_SAMPLES = FRAME + 3 * HOP  # shorter clips are filled up with silence: statistics need some frames
+# "[SEP]" in a stranger's text is five characters, not the end of the text.
+TEXT_DEFAULTS = {
+    "padding": True,
+    "truncation": True,
+    "return_tensors": "pt",
+    "return_token_type_ids": False,
+    "split_special_tokens": True,
+}
 
 
 class MMFusionAudioKwargs(TypedDict, total=False):
@@ -44,6 +55,7 @@ class MMFusionProcessorKwargs(ProcessingKwargs, total=False):
     """Keyword arguments of `MMFusionProcessor.__call__`, nested or flat."""
 
     audio_kwargs: MMFusionAudioKwargs
+    _defaults = {"text_kwargs": TEXT_DEFAULTS}  # read before transformers 5.23
 
 
 class _PresentAttributes(classmethod):
@@ -78,14 +90,7 @@ class MMFusionProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = MMFusionProcessorKwargs
-    # "[SEP]" in a stranger's text is five characters, not the end of the text.
-    text_kwargs = {
-        "padding": True,
-        "truncation": True,
-        "return_tensors": "pt",
-        "return_token_type_ids": False,
-        "split_special_tokens": True,
-    }
+    text_kwargs = TEXT_DEFAULTS
 
     def __init__(
         self,
@@ -221,9 +226,9 @@ class MMFusionProcessor(ProcessorMixin):
         register_code(self)
         return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         # The base class leaves the tokenizer out because it has files of its own; that there is none must be said.
-        return super().to_dict() | ({"tokenizer": None} if self.tokenizer is None else {})
+        return super().to_dict(**kwargs) | ({"tokenizer": None} if self.tokenizer is None else {})
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path: Any, processor_dict: dict | None = None, **kwargs: Any) -> list:
@@ -231,7 +236,7 @@ class MMFusionProcessor(ProcessorMixin):
         stored, parts = processor_dict or {}, []
         for name, loader in zip(cls.get_attributes(), loaders, strict=True):
             # One backend for all: torchvision resizes differently, and a service would disagree with the training.
-            backend = {"backend": "pil"} if name == "image_processor" else {}
+            backend = PIL_BACKEND if name == "image_processor" else {}
             is_absent = name in stored and stored[name] is None
             parts.append(None if is_absent else loader.from_pretrained(path, **kwargs, **backend))
         return parts

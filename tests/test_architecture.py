@@ -14,14 +14,14 @@ TRAVELLING = tuple(sorted(path.stem for path in ROOT.glob("*_mmfusion.py")))
 ENTRIES = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion")  # whose classes are saved
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
-    "configuration_mmfusion": ["saving_mmfusion"],
+    "configuration_mmfusion": ["compat_mmfusion", "saving_mmfusion"],
     "modeling_mmfusion": [
-        "checks_mmfusion", "configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion", "saving_mmfusion",
-        "towers_mmfusion",
+        "checks_mmfusion", "compat_mmfusion", "configuration_mmfusion", "fusion_mmfusion", "objectives_mmfusion",
+        "saving_mmfusion", "towers_mmfusion",
     ],
-    "fusion_mmfusion": ["configuration_mmfusion"],
+    "fusion_mmfusion": ["compat_mmfusion", "configuration_mmfusion"],
     "towers_mmfusion": ["configuration_mmfusion"],
-    "processing_mmfusion": ["cells_mmfusion", "decoding_mmfusion", "saving_mmfusion"],
+    "processing_mmfusion": ["cells_mmfusion", "compat_mmfusion", "decoding_mmfusion", "saving_mmfusion"],
     "pipeline_mmfusion": ["cells_mmfusion", "explanation_mmfusion"],
 }  # fmt: skip
 # One function, which is never called, names all others: so the library finds every file from any class that is saved.

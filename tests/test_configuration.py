@@ -170,7 +170,7 @@ def test_the_configuration_file_imports_no_torch():
     tree = ast.parse((ROOT / "configuration_mmfusion.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    ours = {"copy", "difflib", "huggingface_hub", "saving_mmfusion", "transformers", "typing"}
+    ours = {"copy", "difflib", "compat_mmfusion", "saving_mmfusion", "transformers", "typing"}
     assert {name.split(".")[0] for name in imported} == ours
 
 
