@@ -10,16 +10,17 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from space import schemas
+from space.base64_files import file_of_base64, json_type
 from space.docs import docs_page
-from space.errors import BadInput, Refusal
-from space.inputs import json_type, sample_of_json, shown
+from space.errors import BadInput, Refusal, shown
+from space.inputs import sample_of_json
 from space.options import Options
 from space.service import Service
 from space.tasks import can_explain
@@ -43,7 +44,7 @@ def make_router(service: Service, options: Options, info: dict[str, Any]) -> API
         options: the limits.
         info: what `/v1/model` says; from `model_info`.
     """
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(refuse_unknown_parameters)])
     add_questions(router, service, options)
     add_explain(router, service, options, info["labels"])
     if service.gallery is not None:
@@ -51,6 +52,17 @@ def make_router(service: Service, options: Options, info: dict[str, Any]) -> API
     add_description(router, info)
     add_operations(router, service)
     return router
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a parameter that a question does not take: a misspelt one would be as if it were not given."""
+    if request.method != "POST":  # probes of orchestrators may carry what they like
+        return
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            takes = ", ".join(known) or "none"
+            raise BadInput("bad_parameter", f"{shown(name)} is not a parameter of this address, which takes {takes}.")
 
 
 def add_questions(router: APIRouter, service: Service, options: Options) -> None:
@@ -269,9 +281,12 @@ async def read_form(request: Request, options: Options) -> dict[str, Any]:
 
 
 async def form_value(name: str, value: str | UploadFile) -> str | bytes | None:
-    """Give a text, or the bytes of a file; what a browser sends for a file that was not chosen is None."""
+    """Give a text, or the bytes of a file; what a browser sends for a file that was not chosen is None.
+
+    A picture or sound that comes as text is read as in JSON.
+    """
     if isinstance(value, str):
-        return value
+        return file_of_base64(name, value) if name in schemas.FILE else value
     if name == "text":
         raise BadInput("wrong_type", "`text` must be a string, got a file.")
     return await value.read() if value.filename or value.size else None

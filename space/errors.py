@@ -58,3 +58,8 @@ class Refusal(Exception):
 
 class BadInput(Refusal):
     """What the caller gave cannot be used."""
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Quote untrusted words: short, on one line, and in ASCII, so that any client can print them."""
+    return ascii(text if len(text) <= limit else text[:limit] + "…")

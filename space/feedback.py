@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 
 from cli.files import replacing, write_json
 from cli.scored import predicted_labels
-from space.errors import BadInput, Refusal
-from space.inputs import shown
+from space.errors import BadInput, Refusal, shown
 from space.redaction import masker
 
 MIB = 1024 * 1024

@@ -20,8 +20,7 @@ from collections.abc import Collection
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from space.errors import Refusal
-from space.inputs import shown
+from space.errors import Refusal, shown
 from space.options import Options
 from space.service import Service
 

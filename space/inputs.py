@@ -5,14 +5,14 @@ this program's own `Path`s (of uploads that Gradio keeps) are read. What is chea
 opening files is slow and belongs in a thread (`open_sample`). Both look at sizes before they decode.
 """
 
-import base64
-import binascii
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from space.errors import BadInput
+from cells_mmfusion import is_empty
+from space.base64_files import file_of_base64, json_type
+from space.errors import BadInput, shown
 from space.options import Options
 
 MODALITIES = ("text", "image", "audio")
@@ -27,8 +27,8 @@ def check_sample(given: Mapping[str, Any], modalities: tuple[str, ...], options:
     """Check names, types and sizes, without opening a file.
 
     Args:
-        given: any of "text" (str), "image" and "audio" (bytes of a file, or a `Path` that this program made); None and
-            blank text mean that the modality is absent.
+        given: any of "text" (str), "image" and "audio" (bytes of a file, or a `Path` that this program made); None,
+            NaN and blanks mean that the modality is absent.
         modalities: what the model reads.
         options: the limits.
 
@@ -45,8 +45,9 @@ def check_sample(given: Mapping[str, Any], modalities: tuple[str, ...], options:
     present = {}
     for name in MODALITIES:
         value = given.get(name)
-        if value is None or not checks[name](name, value, options):
+        if is_empty(value):
             continue
+        checks[name](name, value, options)
         if name not in modalities:
             raise BadInput(
                 "modality_not_supported", f"`{name}` was given, but the model reads only {', '.join(modalities)}."
@@ -57,19 +58,18 @@ def check_sample(given: Mapping[str, Any], modalities: tuple[str, ...], options:
     return present
 
 
-def check_text(name: str, value: Any, options: Options) -> bool:
-    """Say whether there is any text, or why it cannot be used."""
+def check_text(name: str, value: Any, options: Options) -> None:
+    """Refuse what is no text, or too long."""
     if not isinstance(value, str):
         raise BadInput("wrong_type", f"`{name}` must be a string, got {type(value).__name__}.")
     if len(value) > options.max_text_chars:
         raise BadInput(
             "text_too_long", f"`{name}` has {len(value):,} characters, the limit is {options.max_text_chars:,}."
         )
-    return bool(value.strip())
 
 
-def check_file(name: str, value: Any, options: Options) -> bool:
-    """Say that there is a file, or why it cannot be used."""
+def check_file(name: str, value: Any, options: Options) -> None:
+    """Refuse what is no file, or too large."""
     if isinstance(value, str):
         raise BadInput(
             "not_a_file", f"`{name}` must be a file, got the text {shown(value)}: paths and URLs are never opened."
@@ -79,7 +79,6 @@ def check_file(name: str, value: Any, options: Options) -> bool:
     size = len(value) if isinstance(value, bytes) else value.stat().st_size
     if size > options.max_body_bytes:
         raise BadInput("body_too_large", f"`{name}` has {size:,} bytes, the limit is {options.max_body_bytes:,}.")
-    return True
 
 
 def open_sample(present: Mapping[str, Any], processor, options: Options) -> dict[str, Any]:
@@ -165,28 +164,5 @@ def sample_of_json(row: Any) -> dict[str, Any]:
     return {name: file_of_base64(name, row[name]) if name in ("image", "audio") else row[name] for name in row}
 
 
-def file_of_base64(name: str, value: Any) -> bytes | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise BadInput("wrong_type", f"`{name}` must be a string, the file in base64, got {json_type(value)}.")
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
-        raise BadInput(
-            "not_a_file", f"`{name}` must be a file in base64, got {shown(value)}: paths and URLs are never opened."
-        ) from None
-
-
-def json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def sentence(told: str) -> str:
     return told if told.endswith(("?", "!", ".")) else f"{told}."
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Quote a stranger's words: short, on one line, and in ASCII, so that any client can print them."""
-    return ascii(text if len(text) <= limit else text[:limit] + "…")

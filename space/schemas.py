@@ -118,13 +118,15 @@ def sample_schema(kind: str) -> dict:
     else:
         file = {"type": ["string", "null"], "contentEncoding": "base64"}
         properties = {"text": {"type": ["string", "null"]}}
-        properties |= {name: {**file, "description": f"{FILE[name]}, in base64"} for name in FILE}
+        properties |= {
+            name: {**file, "description": f"{FILE[name]}, in base64 or a base64 data: URI"} for name in FILE
+        }
     return {
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
         "minProperties": 1,
-        "description": "any subset, at least one; blank text counts as none",
+        "description": "any subset, at least one; blanks and null count as none",
         "example": {"text": "not four but three"},
     }
 

@@ -96,6 +96,36 @@ def test_a_batch_answers_every_row_and_spoils_none(http):
     assert [r["error"]["code"] for r in results[1:]] == ["text_too_long", "wrong_type", "not_a_file"]
 
 
+EMPTY_JSON = ["null", '""', '" \\n"', "NaN"]
+
+
+@pytest.mark.parametrize("empty", EMPTY_JSON)
+def test_an_empty_value_is_absent_in_json_and_in_a_list(http, empty):
+    expected = http.post("/v1/predict", json={"text": SAMPLE["text"]}).json()["predictions"]
+    sample = f'{{"text": {json.dumps(SAMPLE["text"])}, "image": {empty}, "audio": {empty}}}'
+    nothing = f'{{"text": {empty}, "image": {empty}}}'
+    assert http.post("/v1/predict", content=sample, headers=JSON).json()["predictions"] == expected
+    assert error_of(http.post("/v1/predict", content=nothing, headers=JSON)) == "nothing_given"
+    first, second = http.post("/v1/predict/batch", content=f"[{sample}, {nothing}]", headers=JSON).json()["results"]
+    assert [entry["label"] for entry in first["predictions"]] == [entry["label"] for entry in expected]
+    assert second["error"]["code"] == "nothing_given"
+
+
+@pytest.mark.parametrize("address", ["/v1/predict?top_k=2", "/v1/embed", "/v1/explain?details=false"])
+def test_an_empty_field_is_absent_in_a_form(http, address):
+    expected = http.post(address, json={"text": SAMPLE["text"]}).json()
+    fields = {"text": SAMPLE["text"], "image": "", "audio": " "}
+    for sent in (dict(data=fields), dict(files={name: (None, value) for name, value in fields.items()})):
+        answer = http.post(address, **sent).json()
+        assert {**answer, "request_id": 0} == {**expected, "request_id": 0}
+
+
+def test_base64_in_a_form_is_read_as_in_json(http):
+    for image in (JSON_SAMPLE["image"], "data:image/png;base64," + JSON_SAMPLE["image"]):
+        by_form = http.post("/v1/predict", data={"image": image}).json()
+        assert by_form["predictions"] == http.post("/v1/predict", json={"image": image}).json()["predictions"]
+
+
 def test_vectors_have_unit_length_and_one_is_given_for_each_modality(http):
     embeddings = http.post("/v1/embed", data={"text": SAMPLE["text"]}, files=FILES).json()["embeddings"]
     assert list(embeddings) == ["fused", "text", "image", "audio"]
@@ -219,6 +249,10 @@ def test_a_text_of_half_characters_is_read_or_refused_and_never_a_fault(http):
         ("POST", "/gradio_api/call/nothing", "not_found"),
         ("POST", "/v1/predict?top_k=0", "bad_parameter"),
         ("POST", "/v1/predict?top_k=x", "bad_parameter"),
+        ("POST", "/v1/predict?topk=1", "bad_parameter"),
+        ("POST", "/v1/predict/batch?top-k=1", "bad_parameter"),
+        ("POST", "/v1/embed?top_k=1", "bad_parameter"),
+        ("POST", "/v1/explain?step=3", "bad_parameter"),
     ],
 )
 def test_a_wrong_address_gets_json(http, method, path, code):

@@ -151,11 +151,15 @@ def test_data_does_not_know_the_metrics():
 
 
 def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
-    """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline."""
+    """Only `train.py` may take the classes from the files; all others go through `Auto*` and the pipeline.
+
+    What an empty cell is, the Space asks where the pipeline does.
+    """
     paths = [ROOT / f"{verb}.py" for verb in VERBS if verb != "train"]
     paths += python_files("benchmarks", "cli", "hub", "searching", "space")
     for path in set(paths) - {TRAINEE}:
-        assert not imports_of_ours(path) & set(TRAVELLING), name_of(path)
+        models = set(TRAVELLING) - ({"cells_mmfusion"} if path.parent.name == "space" else set())
+        assert not imports_of_ours(path) & models, name_of(path)
 
 
 def test_verbs_never_import_each_other():

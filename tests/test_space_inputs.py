@@ -2,8 +2,11 @@
 
 import base64
 import io
+import json
 import re
+import textwrap
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -56,9 +59,10 @@ def test_a_sound_whose_header_does_not_know_its_length_is_not_too_long(processor
     assert told.value.code == "audio_too_long"
 
 
-@pytest.mark.parametrize("text", [None, "", " \n"])
-def test_blank_text_and_none_are_absent(processor, text):
-    assert read_sample({"text": text, "image": picture(), "audio": None}, processor, OPTIONS).keys() == {"image"}
+@pytest.mark.parametrize("empty", [None, "", " \n", float("nan"), "\u00a0"], ids=repr)
+def test_empty_values_are_absent_whatever_they_stand_for(processor, empty):
+    assert read_sample({"text": empty, "image": picture(), "audio": empty}, processor, OPTIONS).keys() == {"image"}
+    assert read_sample({"text": "cat", "image": empty}, processor, OPTIONS).keys() == {"text"}
 
 
 NAN_WAV = io.BytesIO()
@@ -147,14 +151,94 @@ def test_json_carries_files_in_base64():
         (None, "wrong_type", "got null"),
         ({"image": 5}, "wrong_type", "the file in base64, got a number"),
         ({"image": {"path": "/etc/passwd"}}, "wrong_type", "got an object"),
-        ({"image": "http://x/y.png"}, "not_a_file", "must be a file in base64"),
-        ({"audio": "ü"}, "not_a_file", "must be a file in base64, got '\\xfc'"),
+        ({"image": "http://x/y.png"}, "not_a_file", "paths and URLs are never opened"),
     ],
 )
 def test_json_that_is_no_sample_is_told(row, code, words):
     with pytest.raises(BadInput, match=re.escape(words)) as caught:
         sample_of_json(row)
     assert caught.value.code == code
+
+
+# -- base64 -----------------------------------------------------------------------------------------------------------
+
+NOISE = bytes(range(256)) * 3 + b"\xfb\xff\xbe"  # has "+" and "/" in base64, and no padding
+PLAIN = base64.b64encode(NOISE).decode()
+PADDED = base64.b64encode(NOISE[:-1]).decode()
+SAFE = base64.urlsafe_b64encode(NOISE).decode()
+BASE64 = {
+    "one line": PLAIN,
+    "lines of 76": base64.encodebytes(NOISE).decode(),
+    "lines of 76, CRLF": base64.encodebytes(NOISE).decode().replace("\n", "\r\n"),
+    "lines of 64": textwrap.fill(PLAIN, 64),
+    "CR alone": textwrap.fill(PLAIN, 76).replace("\n", "\r"),
+    "indented lines": textwrap.indent(textwrap.fill(PLAIN, 76), "\t  "),
+    "a newline at the end": PLAIN + "\n",
+    "blanks around": f"  {PLAIN}\t",
+    "URL-safe": SAFE,
+    "URL-safe in lines": textwrap.fill(SAFE, 76, break_on_hyphens=False),
+    "padding missing": PADDED.rstrip("="),
+    "padding there": PADDED,
+    "too much padding": PADDED + "==",
+    "URL-safe without padding": base64.urlsafe_b64encode(NOISE[:-2]).decode().rstrip("="),
+    "data: URI": "data:image/png;base64," + PLAIN,
+    "data: URI of a sound": "data:audio/wav;base64," + PLAIN,
+    "data: URI with a charset": "data:image/svg+xml;charset=utf-8;base64," + PLAIN,
+    "data: URI with codecs": "data:audio/webm; codecs=opus; base64," + PLAIN,
+    "data: URI of no type": "data:;base64," + PLAIN,
+    "data: URI in capitals": "DATA:IMAGE/PNG;BASE64," + PLAIN,
+    "data: URI in lines": "data:image/png;base64,\r\n" + base64.encodebytes(NOISE).decode(),
+    "data: URI, percent-encoded": "data:image/png;base64," + quote(PLAIN, safe=""),
+    "data: URI, URL-safe": "data:image/png;base64," + SAFE,
+    "data: URI with a newline before": "\n data:image/png;base64," + PLAIN,
+}
+WANTED = {"padding missing": NOISE[:-1], "padding there": NOISE[:-1], "too much padding": NOISE[:-1]}
+WANTED["URL-safe without padding"] = NOISE[:-2]
+
+
+@pytest.mark.parametrize("name", BASE64)
+def test_base64_is_read_as_tools_write_it(name):
+    body = json.loads(json.dumps({"image": BASE64[name], "audio": BASE64[name]}))
+    assert sample_of_json(body) == dict.fromkeys(("image", "audio"), WANTED.get(name, NOISE))
+
+
+@pytest.mark.parametrize("empty", ["null", '""', '"  "', "NaN", '"\\n"'])
+def test_nothing_in_json_is_no_file(empty):
+    row = sample_of_json(json.loads(f'{{"text": {empty}, "image": {empty}, "audio": {empty}}}'))
+    assert row["image"] is row["audio"] is None
+    with pytest.raises(BadInput) as caught:
+        read_sample(row, make_processor(model_config()), OPTIONS)
+    assert caught.value.code == "nothing_given"
+
+
+NO_BASE64 = {  # what is told, what is not
+    "http": ("https://example.org/cat.png", "never opened", "does not belong"),
+    "file URL": ("file:///home/me/cat.png", "never opened", "does not belong"),
+    "absolute path": ("/etc/passwd", "never opened", "does not belong"),
+    "relative path": ("../cat.png", "never opened", "does not belong"),
+    "name of a file": ("my cat.png", "never opened", "does not belong"),
+    "path of Windows": ("C:\\pictures\\cat.png", "never opened", "does not belong"),
+    "home": ("~/cat", "never opened", "does not belong"),
+    "a foreign character": (PLAIN[:40] + "*" + PLAIN[40:], "'*' (character 41", "never opened"),
+    "no ASCII": (PLAIN + "\u00fc", "'\\xfc'", "never opened"),
+    "escaped newlines": (base64.encodebytes(NOISE).decode().replace("\n", "\\n"), "'\\\\'", "never opened"),
+    "quotes of Python": (str(base64.b64encode(NOISE)), "decode()", "never opened"),
+    "cut off": (PLAIN[:41], "cut off", "never opened"),
+    "two in one": (PADDED + PADDED, "'='", "never opened"),
+    "data: URI, percent text": ("data:text/plain,hello%20world", "data: URI", "never opened"),
+    "data: URI that has no comma": ("data:image/png;base64", "base64", "nothing to answer"),
+    "hexadecimal with blanks": ("0x89 50 4e 47 !", "'!'", "never opened"),
+}
+
+
+@pytest.mark.parametrize("name", NO_BASE64)
+def test_what_is_no_base64_is_told_by_its_reason(name):
+    text, told, not_told = NO_BASE64[name]
+    with pytest.raises(BadInput) as caught:
+        sample_of_json({"image": text})
+    assert caught.value.code == "not_a_file" and "`image`" in caught.value.message
+    assert told in caught.value.message and not_told not in caught.value.message
+    assert caught.value.message.isascii() and len(caught.value.message) < 400
 
 
 def test_modalities_are_those_of_the_processor(processor):
