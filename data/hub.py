@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.arrow_types import plain_dataset
 from data.source import Shard, Source
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def own_folders(hub_id: str) -> tuple[Path, ...]:
 
 
 def undecoded(dataset: "Dataset") -> "Dataset":
-    """The same rows, with pictures and sounds as {bytes, path}."""
+    """Return the same rows, with pictures and sounds as {bytes, path}, and plain types."""
     from datasets import Audio, Image
 
     if len(dataset) != len(dataset.data):  # a selection of rows; columns are read from the Arrow table underneath
@@ -181,7 +182,7 @@ def undecoded(dataset: "Dataset") -> "Dataset":
             dataset = dataset.cast_column(column, Image(decode=False))
         elif isinstance(feature, Audio):
             dataset = dataset.cast_column(column, Audio(sampling_rate=feature.sampling_rate, decode=False))
-    return dataset
+    return plain_dataset(dataset)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """An opened table before its columns are chosen, wherever it comes from."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,3 +36,9 @@ class Source:
     media_defaults: dict[str, str]
     extra_roots: tuple[Path, ...] = ()
     origin: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def tell_once(note: str) -> None:
+    """Print a sentence on stderr, however often a table is opened."""
+    print(note, file=sys.stderr)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TOLD = 20
 _FIRST_ROWS = 100
+_MAYBE_TEXT = ("string", "large_string", "string_view", "null", "float32", "float64")  # floats: all of them NaN
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Stream:
         with one_sentence(self.hub_set.hub_id):
             for row in self.take(max_rows).rows(("text",)):
                 text = row[self.columns["text"]]
-                if text is not None and text.strip():
+                if isinstance(text, str) and text.strip():
                     yield text
 
     def pictures(self, max_rows: int) -> Iterator[bytes]:
@@ -193,8 +194,8 @@ def _refuse_other_types(stream: Stream, modality: str) -> None:
     """What a table finds out by its cells, a stream must know from what is declared."""
     feature = stream.features[stream.columns[modality]]
     dtype = str(getattr(feature, "dtype", ""))
-    is_file = modality != "text" and (dtype in ("binary", "large_binary") or "bytes" in _parts(feature))
-    if not is_file and dtype not in ("string", "large_string", "string_view", "null"):
+    is_file = modality != "text" and ("binary" in dtype or "bytes" in _parts(feature))
+    if not is_file and dtype not in _MAYBE_TEXT:
         raise ValueError(
             f"`{stream.name}`: the column `{stream.columns[modality]}` holds {feature}, which cannot be read as "
             f"{modality} from a stream. Allowed are {'text' if modality == 'text' else 'bytes or {bytes, path}'}."
@@ -316,8 +317,10 @@ class StreamedDataset(torch.utils.data.IterableDataset):
 
     def _cell(self, cell: Any, modality: str) -> Any:
         value = content(cell)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN is not itself
             return None
+        if isinstance(value, float):
+            raise ValueError(f"{value!r} is a number, which cannot be read as {modality}.")
         if modality == "text":
             return value
         if isinstance(value, str):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.hub import HubSet, open_split
+from data.paths import checked_path
 from data.reading import open_source
 from data.source import Shard, Source
 
@@ -156,11 +157,21 @@ def _presence(dataset: "Dataset", source: Source, columns: dict[str, str]) -> np
             chunks = [_filled(batch[modality].combine_chunks(), modality) for batch in one_column.iter(10_000)]
             if any(chunk is None for chunk in chunks):
                 raise ValueError(
-                    f"`{source.name}`: the column `{columns[modality]}` holds {dataset.features[modality]}, which "
-                    f"cannot be read as {modality}. Allowed are {_HINT[modality]}."
+                    f"`{source.name}`: the column `{columns[modality]}` holds {dataset.features[modality]}"
+                    f"{_first_number(dataset, modality)}, which cannot be read as {modality}. Allowed are "
+                    f"{_HINT[modality]}."
                 )
             presence[:, index] = np.concatenate(chunks)
     return presence
+
+
+def _first_number(dataset: "Dataset", modality: str) -> str:
+    """The first number in a column whose other cells are NaN, as pandas writes empty cells."""
+    column = dataset.data.column(modality)
+    if not pa.types.is_floating(column.type):
+        return ""
+    row = pc.index(pc.fill_null(pc.is_finite(column), False), True).as_py()
+    return "" if row < 0 else f" ({column[row].as_py()!r} in row {row + 1})"
 
 
 def _filled(array: pa.Array, modality: str) -> np.ndarray | None:
@@ -170,8 +181,11 @@ def _filled(array: pa.Array, modality: str) -> np.ndarray | None:
     kind = array.type
     if pa.types.is_null(kind):
         return np.zeros(len(array), dtype=bool)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        filled = pc.not_equal(pc.utf8_trim_whitespace(array.cast(pa.large_string())), "")
+    if pa.types.is_floating(kind):  # what pandas makes of a column without any value
+        filled = pc.invert(pc.is_nan(array))
+        return None if pc.any(filled).as_py() else np.zeros(len(array), dtype=bool)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        filled = pc.not_equal(pc.utf8_trim_whitespace(array), "")
     elif modality == "text":
         return None
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -350,38 +364,6 @@ class Table:
         for index, modality in cells:
             presence[index, MODALITIES.index(modality)] = False
         return replace(self, presence=presence)
-
-
-def checked_path(value: str, root: Path | None, extra_roots: Sequence[Path] = (), allow_outside: bool = False) -> Path:
-    """The file that a cell names, links followed; whether it is there is not asked.
-
-    Args:
-        value: what stands in the cell.
-        root: folder that it is relative to, resolved; None: there is none.
-        extra_roots: folders that it may lie in, too.
-        allow_outside: whether it may lie anywhere.
-
-    Raises:
-        ValueError: it is a URL or no path, or leads out of these folders.
-    """
-    if "://" in value:
-        raise ValueError(f"{value!r:.200} is a URL; URLs are never fetched. Download the file and write its path.")
-    if root is None and not extra_roots:
-        raise ValueError(
-            f"{value!r:.200} is a path, and the table does not lie here. Write the table with its media in it, as "
-            "bytes, or download both."
-        )
-    try:
-        path = ((root or Path()) / value).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a loop of links
-        raise ValueError(f"{value!r:.200} is not a path ({error}).") from None
-    roots = (*(() if root is None else (root,)), *extra_roots)
-    if not allow_outside and not any(path.is_relative_to(folder) for folder in roots):
-        raise ValueError(
-            f"{value!r:.200} leads to `{path}`, outside of `{roots[0]}`. Move the file into that folder, or allow "
-            "paths outside of it (`--allow_outside_paths`)."
-        )
-    return path
 
 
 def content(value: Any) -> Any:

@@ -8,7 +8,6 @@ Of CSV and TSV alone, and not of the other formats that `data/` reads: a few kil
 gigabytes.
 """
 
-import csv
 import shutil
 import tempfile
 import threading
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 ERROR_COLUMN = "error"
 ON_BAD_CELL = ("report", "empty", "error")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # What is wrong with one cell alone, and which: with on_bad_cell "empty", the row is answered without it.
 MODALITY_OF_CODE = {
     "text_too_long": "text", "image_unreadable": "image", "audio_unreadable": "audio", "audio_too_long": "audio"
@@ -361,20 +359,21 @@ def refuse_large_table(path: Path, limits: BatchLimits) -> None:
     Raises:
         BadInput: it has too many columns or rows.
     """
+    from data.csv_files import csv_rows
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
-            num_columns = len(next(filter(None, reader), []))
-            if num_columns > limits.max_columns:
-                told = f"`{path.name}` has {num_columns:,} columns, the limit is {limits.max_columns:,}."
-                raise BadInput("bad_table", told)
-            # Of one column, a blank line is an empty cell.
-            rows = (cells for cells in reader if cells or num_columns == 1)
-            if next(islice(rows, limits.max_rows, None), None) is not None:
-                told = f"`{path.name}` has more than {limits.max_rows:,} rows, the limit: divide it into several."
-                raise BadInput("too_many_rows", told)
-    except (csv.Error, UnicodeDecodeError):
-        return  # the reader of tables has a sentence for these
+        every = (cells for _, cells in csv_rows(path))
+        num_columns = len(next(filter(None, every), []))
+        if num_columns > limits.max_columns:
+            told = f"`{path.name}` has {num_columns:,} columns, the limit is {limits.max_columns:,}."
+            raise BadInput("bad_table", told)
+        # Of one column, a blank line is an empty cell.
+        rows = (cells for cells in every if cells or num_columns == 1)
+        if next(islice(rows, limits.max_rows, None), None) is not None:
+            told = f"`{path.name}` has more than {limits.max_rows:,} rows, the limit: divide it into several."
+            raise BadInput("too_many_rows", told)
+    except ValueError:
+        return  # the reader of tables has a sentence for these, and comes upon the same
 
 
 @contextmanager
