@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hub.push import Account
 
 ROOT = Path(__file__).parents[1]
-TRAVELLING = "*_mmfusion.py"  # they come with the model, from the Hub
+TRAVELLING = "*_mmfusion.py"  # they come with the model, from the Hub; the app itself imports at most their cells
 # Files of an earlier push that this one may remove.
 REPLACES = ("*.py", "README.md", "requirements.txt", "space/*")
 HARDWARE = "cpu-basic"
@@ -123,7 +123,7 @@ def _reached(path: Path, seen: set[Path]) -> set[Path]:
     seen.add(path)
     for module in _imports(path):
         for file in _files_of(module):
-            if file not in seen and not file.match(TRAVELLING):
+            if file not in seen:
                 _reached(file, seen)
     return seen
 

@@ -460,7 +460,10 @@ def test_batches_and_feedback_need_no_more_than_what_a_space_receives(tmp_path):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    assert not (tmp_path / "training").exists() and not list(tmp_path.glob("*_mmfusion.py"))
+    assert not (tmp_path / "training").exists()
+    assert [path.name for path in tmp_path.glob("*_mmfusion.py")] == ["cells_mmfusion.py"], (
+        "the others come with the model"
+    )
     write(tmp_path / "rows.csv", "text\na\nb\n")
     script = (
         "from space.batch import ModelFacts, run_batch\nfrom space.feedback import FeedbackStore\n"
