@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 
 try:
     from .cells_mmfusion import is_empty, with_samples
+    from .collating_mmfusion import MMFusionCollator, refuse_unknown_keywords
     from .compat_mmfusion import PIL_BACKEND, ProcessorMixin
     from .decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from .saving_mmfusion import register_code
@@ -24,6 +25,7 @@ except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
     from cells_mmfusion import is_empty, with_samples
+    from collating_mmfusion import MMFusionCollator, refuse_unknown_keywords
     from compat_mmfusion import PIL_BACKEND, ProcessorMixin
     from decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from saving_mmfusion import register_code
@@ -135,6 +137,9 @@ class MMFusionProcessor(ProcessorMixin):
         images: Any = None,
         audio: Any = None,
         sampling_rate: int | None = None,
+        *,
+        image: Any = None,
+        all_modalities: bool | None = None,
         **kwargs: Unpack[MMFusionProcessorKwargs],
     ) -> BatchFeature:
         """Prepares one row or a list of rows.
@@ -149,6 +154,9 @@ class MMFusionProcessor(ProcessorMixin):
             audio: Arrays (with `sampling_rate`) or dicts with "array" and "sampling_rate", shaped and scaled as
                 `decode_audio` says.
             sampling_rate: Rate of bare arrays, in Hz.
+            image: The same as `images`.
+            all_modalities: Whether a modality that no row has is returned nevertheless, as padding: so all batches
+                have the same columns, as `Dataset.map` needs.
             **kwargs: For the parts, nested (`text_kwargs`, `images_kwargs`, `audio_kwargs`, `common_kwargs`) or flat;
                 `return_tensors` is "pt" if not given.
 
@@ -160,9 +168,12 @@ class MMFusionProcessor(ProcessorMixin):
 
         Raises:
             ValueError: Nothing given, lists of unequal length, a modality that the model lacks, a bad cell.
-            TypeError: A cell of the wrong type.
+            TypeError: A cell of the wrong type, or an unknown keyword.
         """
-        cells = _rows({"text": text, "images": images, "audio": audio})
+        refuse_unknown_keywords(self, kwargs)
+        if image is not None and images is not None:
+            raise ValueError("`image` and `images` are both given, and mean the same; leave one out")
+        cells = _rows({"text": text, "images": image if images is None else images, "audio": audio})
         modality_mask = np.array([[cell is not None for cell in column] for column in cells.values()], np.int64).T
         options = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self._tokenizer_defaults(), **kwargs
@@ -177,8 +188,33 @@ class MMFusionProcessor(ProcessorMixin):
         if has_audio:
             self._require_part("audio", "feature_extractor")
             data |= self._encode_audio(cells["audio"], sampling_rate, options["audio_kwargs"])
+        if all_modalities:
+            data |= self._padding_for_absent(data, len(modality_mask), options)
         data["modality_mask"] = np.ascontiguousarray(modality_mask)
         return BatchFeature(data, tensor_type=options["text_kwargs"]["return_tensors"])
+
+    def _padding_for_absent(self, data: Mapping, num_rows: int, options: dict) -> dict[str, Any]:
+        """Return the inputs of the modalities that are not in `data`, for rows that have nothing of them."""
+        padding, column = {}, [None] * num_rows
+        if self.tokenizer is not None and "input_ids" not in data:
+            padding |= self._encode_text(column, options["text_kwargs"])
+        if self.image_processor is not None and "pixel_values" not in data:
+            blank = np.zeros((32, 32, 3), np.uint8)
+            padding |= self._encode_images([blank, *column], options["images_kwargs"])
+        if self.feature_extractor is not None and "audio_attention_mask" not in data:
+            rate = self.audio_sampling_rate
+            silence = {"array": np.zeros(max(rate // 10, 10)), "sampling_rate": rate}
+            padding |= self._encode_audio([silence, *column], None, options["audio_kwargs"])
+        return {name: values[-num_rows:] for name, values in padding.items()}
+
+    def collator(self, config: Any = None, **options: Any) -> MMFusionCollator:
+        """Return what makes batches of a data set's rows, for `DataLoader` and `Trainer`; see `MMFusionCollator`.
+
+        Args:
+            config: Of the model, for labels by name, several labels and several tasks.
+            **options: `text`, `image`, `audio`, `labels`: names of columns; `all_modalities`.
+        """
+        return MMFusionCollator(self, config, **options)
 
     def decode_image(self, source: Any) -> "Image.Image":
         """Open one picture, an array too, for `images=`, with the bits that the model learnt with."""
@@ -224,7 +260,9 @@ class MMFusionProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the processor with the code of the model; see `ProcessorMixin.save_pretrained`."""
         register_code(self)
-        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)  # the library leaves in the object what it wrote into the file
+        return files
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         # The base class leaves the tokenizer out because it has files of its own; that there is none must be said.

@@ -69,6 +69,7 @@ def _all_files():
     """Import every travelling file; never called, but read by the search that the first lines tell of."""
     from .cells_mmfusion import sample_of_row  # noqa: F401
     from .checks_mmfusion import check_inputs  # noqa: F401
+    from .collating_mmfusion import MMFusionCollator  # noqa: F401
     from .compat_mmfusion import REQUIRES  # noqa: F401
     from .configuration_mmfusion import MMFusionConfig  # noqa: F401
     from .decoding_mmfusion import decode_image  # noqa: F401
