@@ -44,6 +44,8 @@ else:
         validate_rope = None  # which `@strict` would take for a check of the fields
 
         def __init__(self, **kwargs):
+            # Fields in the later versions; here set at the end, and properties of ours look at them before.
+            self.__dict__ |= {name: kwargs.get(name) for name in ("id2label", "label2id", "problem_type")}
             for field in dataclasses.fields(self):
                 setattr(self, field.name, kwargs.pop(field.name, field.default))
             self.__post_init__(**kwargs)

@@ -403,4 +403,19 @@ def output_names(task: dict) -> list[str]:
     return [task["name"]] if alone else [f"{task['name']}: {label}" for label in task["labels"]]
 
 
+def _other_files():
+    """Name the other travelling files; never called, but read by `transformers`: see `saving_mmfusion`."""
+    from .cells_mmfusion import sample_of_row  # noqa: F401
+    from .checks_mmfusion import check_inputs  # noqa: F401
+    from .collating_mmfusion import refuse_unknown_keywords  # noqa: F401
+    from .decoding_mmfusion import decode_image  # noqa: F401
+    from .explanation_mmfusion import explain_rows  # noqa: F401
+    from .fusion_mmfusion import FUSIONS  # noqa: F401
+    from .modeling_mmfusion import MMFusionModel  # noqa: F401
+    from .objectives_mmfusion import row_losses  # noqa: F401
+    from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401
+    from .processing_mmfusion import MMFusionProcessor  # noqa: F401
+    from .towers_mmfusion import build_tower  # noqa: F401
+
+
 __all__ = ["MMFusionConfig"]

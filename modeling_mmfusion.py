@@ -852,4 +852,14 @@ def _where_rows(present: torch.BoolTensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(present.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x))
 
 
+def _other_files():
+    """Name the other travelling files; never called, but read by `transformers`: see `saving_mmfusion`."""
+    from .cells_mmfusion import sample_of_row  # noqa: F401
+    from .collating_mmfusion import refuse_unknown_keywords  # noqa: F401
+    from .decoding_mmfusion import decode_image  # noqa: F401
+    from .explanation_mmfusion import explain_rows  # noqa: F401
+    from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401
+    from .processing_mmfusion import MMFusionProcessor  # noqa: F401
+
+
 __all__ = ["MMFusionForSequenceClassification", "MMFusionModel", "MMFusionPreTrainedModel"]

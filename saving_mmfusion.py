@@ -1,9 +1,10 @@
 """What every way of saving writes beside the weights: the code of the model, and the names under which it is found.
 
 `custom_object_save` of `transformers` copies the file of a class and, found by a search of its text, the files that it
-imports relatively; the cache of remote code is filled in the same way. Each class that is saved (configuration, model,
-processor, pipeline) imports this file and this file names all others, so whichever is loaded has all of them beside
-it, and whichever is saved writes all of them: without a network, and wherever it was loaded from.
+imports relatively; the cache of remote code is filled in the same way. The file of each class that is saved
+(configuration, model, processor) names all others, so whichever is loaded has all of them beside it, and whichever is
+saved writes all of them: without a network, and wherever it was loaded from. It must name them itself: from a folder,
+older versions of transformers copy what the file imports, and not what that imports.
 """
 
 import copy
@@ -63,20 +64,3 @@ def _is_ours(module: str) -> bool:
 def _is_of_ours(reference) -> bool:
     """Whether "repository--module.Class" or "module.Class" names one of our classes."""
     return isinstance(reference, str) and _is_ours(reference.split("--")[-1].split(".")[0])
-
-
-def _all_files():
-    """Import every travelling file; never called, but read by the search that the first lines tell of."""
-    from .cells_mmfusion import sample_of_row  # noqa: F401
-    from .checks_mmfusion import check_inputs  # noqa: F401
-    from .collating_mmfusion import MMFusionCollator  # noqa: F401
-    from .compat_mmfusion import REQUIRES  # noqa: F401
-    from .configuration_mmfusion import MMFusionConfig  # noqa: F401
-    from .decoding_mmfusion import decode_image  # noqa: F401
-    from .explanation_mmfusion import explain_rows  # noqa: F401
-    from .fusion_mmfusion import FUSIONS  # noqa: F401
-    from .modeling_mmfusion import MMFusionModel  # noqa: F401
-    from .objectives_mmfusion import row_losses  # noqa: F401
-    from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401
-    from .processing_mmfusion import MMFusionProcessor  # noqa: F401
-    from .towers_mmfusion import build_tower  # noqa: F401

@@ -27,8 +27,6 @@ GUARDED = {
     "collating_mmfusion": ["cells_mmfusion"],
     "pipeline_mmfusion": ["cells_mmfusion", "explanation_mmfusion"],
 }  # fmt: skip
-# One function, which is never called, names all others: so the library finds every file from any class that is saved.
-ALL_FILES = [name for name in TRAVELLING if name != "saving_mmfusion"]
 VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search")
 ROOMS = ("cli", "data", "metrics", "training", "tuning", "searching", "hub", "space", "benchmarks")
 # `transformers.dynamic_module_utils.check_imports` demands whatever is imported outside `try`, even in a function.
@@ -46,8 +44,8 @@ TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
-    "modeling_mmfusion.py": 860, "explanation_mmfusion.py": 700,
-    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 780, "processing_mmfusion.py": 530,
+    "modeling_mmfusion.py": 880, "explanation_mmfusion.py": 700,
+    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 780, "processing_mmfusion.py": 545,
 }  # fmt: skip
 
 
@@ -114,8 +112,12 @@ def catches_import_error(node: ast.Try) -> bool:
 
 def test_travelling_files_import_each_other_only_where_it_is_said():
     for name in TRAVELLING:
-        expected = ALL_FILES if name == "saving_mmfusion" else GUARDED.get(name, ())
-        assert imports_of_ours(ROOT / f"{name}.py") == set(expected), name
+        at_import = {
+            module.lstrip(".")
+            for node in statements(parse(ROOT / f"{name}.py"), into_functions=False, into_guards=True)
+            for module in imported_by(node)
+        }
+        assert at_import & {*TRAVELLING} == {*GUARDED.get(name, ())}, name
 
 
 @pytest.mark.parametrize(("name", "imported"), GUARDED.items())
@@ -228,17 +230,19 @@ def test_no_line_of_prose_in_a_travelling_file_reads_like_a_relative_import(name
     """The Hub's scan is a regular expression over the text: such a line makes it look for a file that is not there."""
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, flags=re.MULTILINE)
-    expected = ALL_FILES if name == "saving_mmfusion" else GUARDED.get(name, ())
-    assert found == [(module, "") for module in expected]
+    expected = [module for module in TRAVELLING if module != name] if name in ENTRIES else GUARDED.get(name, ())
+    assert sorted(found) == [(module, "") for module in expected]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_transformers_itself_finds_every_travelling_file_from_any_class_that_is_saved(name):
-    """So it copies all of them into its cache of remote code, and from there to wherever the object is saved."""
-    from transformers.dynamic_module_utils import get_relative_import_files
+    """So it copies all of them into its cache of remote code, and from there to wherever the object is saved.
 
-    found = {*get_relative_import_files(ROOT / f"{name}.py"), str(ROOT / f"{name}.py")}
-    assert found == {str(ROOT / f"{module}.py") for module in TRAVELLING}
+    The file itself must name them: in older versions, what an imported file imports is not copied from a folder.
+    """
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    assert {*get_relative_imports(ROOT / f"{name}.py"), name} == {*TRAVELLING}
 
 
 # -- every file -------------------------------------------------------------------------------------------------------
