@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST, ROWS = "index.json", "rows.parquet"
-KIND, FORMAT = "mmfusion-index", 1
+KIND, FORMAT = "mmfusion-index", 2  # 2: the fingerprint covers all that decides the vectors
 FUSED = "fused"  # the vectors of everything that a row has
 
 

@@ -245,7 +245,7 @@ def test_what_is_no_index_gets_a_sentence(tmp_path, capsys):
     assert "is no index, it has no `index.json`" in capsys.readouterr().err
     (tmp_path / "index.json").write_text('{"kind": "mmfusion-index", "format": 99}')
     assert query(tmp_path, *TEXT) == 1
-    assert "is of format 99, this program reads 1: build it again" in capsys.readouterr().err
+    assert "is of format 99, this program reads 2: build it again" in capsys.readouterr().err
     (tmp_path / "index.json").write_text("{")
     assert query(tmp_path, *TEXT) == 1
     assert "`index.json` is not JSON" in capsys.readouterr().err
