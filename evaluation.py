@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_label_arguments, add_model_arguments, exit_code, number
+from cli.environment import require_writable
 from cli.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> dict:
     from cli.tables import open_table
     from data import Collator, Columns, FusionDataset, labels_of
 
+    if args.output_file is not None:
+        require_writable(args.output_file, "--output_file")
     accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
     model, processor = load_model(args.model, revision=args.revision, device=args.device)
     model = model.to(accelerator.device)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.arguments import add_column_arguments, add_model_arguments, exit_code, number
+from cli.environment import require_writable
 from cli.files import replacing
 from cli.scored import WRITERS, label_thresholds, prediction_columns, refuse_taken_names
 
@@ -158,6 +159,7 @@ def predict_table(args: argparse.Namespace) -> int:
     """Score a table and write it; give the number of rows."""
     if args.output_file.exists() and not args.overwrite:
         raise ValueError(f"`{args.output_file}` exists: give another `--output_file`, or `--overwrite` to replace it.")
+    require_writable(args.output_file, "--output_file")
     from torch.utils.data import DataLoader
 
     from cli.loading import load_model

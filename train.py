@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cli.arguments import exit_code
+from cli.environment import require_writable
 from training.arguments import parse_args, public
 from training.interruption import Stopped
 
@@ -42,6 +43,7 @@ def run(args, words: list[str]) -> Path:
     from training.setup import say
     from training.specialists import compare_with_specialists, refuse_processes
 
+    require_writable(args.output_dir, "--output_dir")
     account = sign_in_early(args)
     accelerator, interruption = make_accelerator(args), None
     refuse_processes(args, accelerator)

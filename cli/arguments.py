@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from cli.environment import provide_caches
 from cli.threads import wait_briefly
+from data.terminal import lasting_output
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -79,8 +81,14 @@ def exit_code(command: Callable, *args) -> int:
     Returns:
         0, or 1 for a failure, or 130 when interrupted. (argparse itself ends a wrong call with 2.)
     """
+    with lasting_output():
+        return _run(command, *args)
+
+
+def _run(command: Callable, *args) -> int:
     wait_briefly()
     try:
+        provide_caches()
         command(*args)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.terminal import lasting_output
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 COLUMNS = ("text", "image", "audio", "label")
@@ -382,6 +384,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything that is drawn, from 0 (default: 0).")
     args = parser.parse_args(argv)
+    with lasting_output():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         folder = make_demo(args.output_folder, num_rows=args.num_rows, seed=args.seed, progress=True)
     except (ValueError, OSError) as error:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.terminal import lasting_output
+
 if TYPE_CHECKING:
     from data.doctor_cells import Records
     from data.doctor_findings import Finding
@@ -242,6 +244,11 @@ def _write(path: Path, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 1 for a failure and for findings that `--fail_on` names (a wrong call ends with 2)."""
     args = build_parser().parse_args(argv)
+    with lasting_output():
+        return _exit_code(args)
+
+
+def _exit_code(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except (ValueError, OSError, ImportError) as error:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cli.environment import require_writable
 from cli.files import replacing
 from cli.scored import WRITERS, refuse_taken_names
 from metrics.vectors import embed_rows
@@ -75,6 +76,7 @@ def answer_table(args: argparse.Namespace) -> int:
     """Write the rows nearest to each row of a table, and give how many queries there were."""
     if args.output_file.exists() and not args.overwrite:
         raise ValueError(f"`{args.output_file}` exists: give another `--output_file`, or `--overwrite` to replace it.")
+    require_writable(args.output_file, "--output_file")
     index = open_index(args.index_dir)
     view = index.view(args.by)
     refuse_taken_names(f"the index {args.index_dir}", list(index.rows([0])[0]["cells"] or ()), NEW_COLUMNS)
