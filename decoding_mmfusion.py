@@ -540,6 +540,8 @@ def _parts(file: Any, path: Path | None) -> list[_Part]:
         return [_Part(file, start, None, [(18, unknown.to_bytes(8, "big"))], promised)]
     mend = {b"RIFF": _mend_wav, b"RIFX": _mend_wav, b"RF64": _mend_rf64, b"BW64": _mend_rf64,
             b"caff": _mend_caf, b".snd": _mend_au}.get(kind)  # fmt: skip
+    if kind == b"RIFF" and (place := _mp3_in_wav(part)):
+        return [_Part(file, start + place)]
     if mend is not None:
         patches = mend(part)
         return [_Part(file, start, None, patches)] if patches else [part]
@@ -577,6 +579,16 @@ def _mend_wav(part: _Part) -> list[tuple[int, bytes]]:
                 return []
             return [(place - 4, struct.pack(head[0] + "I", min(rest, 0xFFFFFFFF)))]
     return []
+
+
+def _mp3_in_wav(part: _Part) -> int:
+    """Return where the frames of MP3 begin in a WAV file that holds such; 0 where it holds anything else."""
+    is_mp3 = False
+    for name, _, place in _chunks(part, 12, "<4sI"):
+        is_mp3 = is_mp3 or (name == b"fmt " and part.peek(place, 2) == b"\x55\0")
+        if name == b"data":
+            return place if is_mp3 else 0
+    return 0
 
 
 def _is_chunk(part: _Part, place: int, head: str) -> bool:

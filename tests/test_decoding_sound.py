@@ -313,6 +313,11 @@ ODD_SOUNDS = {
     "MP3 with APE behind": lambda: without_xing(mp3()) + b"APETAGEX\xd0\7\0\0 \0\0\0" + bytes(2000),
     "MP3 with garbage behind": lambda: without_xing(mp3()) + b"\x55\xaa" * 5000,
     "MP3 with zeros behind": lambda: without_xing(mp3()) + bytes(20_000),
+    "MP3 in a WAV": lambda: (
+        b"RIFF\0\0\0\0WAVE"
+        + chunk(b"fmt ", struct.pack("<HHIIHHHHIHHH", 0x55, 1, MPEG_1, 8000, 1, 0, 12, 1, 2, 1152, 1, 0))
+        + chunk(b"data", without_xing(mp3()))
+    ),
     "MP3 behind zeros": lambda: bytes(3000) + mp3(),
     "MP3 from the middle of a frame": lambda: mp3()[100:],
     "MP3 in two pieces with garbage between": lambda: (
