@@ -59,6 +59,10 @@ def plain_table(table: pa.Table) -> pa.Table:
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     if types.is_run_end_encoded(column.type):
         column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], type=column.type.value_type)
+    if types.is_list_view(column.type) or types.is_large_list_view(column.type):
+        column = pa.chunked_array(
+            [_as_list(chunk) for chunk in column.chunks], type=pa.large_list(column.type.value_type)
+        )
     try:
         return column.cast(field.type)
     except pa.ArrowException as error:
@@ -66,6 +70,13 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
             f"the column `{field.name}` holds {column.type}, which cannot be read as {field.type} ({error}). Write it "
             "as plain text, numbers, lists or bytes."
         ) from None
+
+
+def _as_list(views: pa.Array) -> pa.LargeListArray:
+    """Return list views as lists; Arrow's own cast (26.0) loses the items of the last view."""
+    lengths = pc.fill_null(pc.list_value_length(views), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array([0, *lengths.cumsum().tolist()], pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, views.flatten(), mask=views.is_null())
 
 
 def plain_features(schema: pa.Schema, columns: list[str]) -> "Features":

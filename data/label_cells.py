@@ -77,7 +77,7 @@ def text_as_list(text: str) -> list[Any] | None:
         text = _ARRAY_OPTIONS.sub("", wrapped[1]).strip()
     if len(text) < 2 or _BRACKETS.get(text[0]) != text[-1] or len(text) > 1_000_000:
         return None
-    for read in (json.loads, ast.literal_eval, _numpy_items):
+    for read in (json.loads, _numpy_items, ast.literal_eval):  # Python would join two texts without a comma
         try:
             found = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
