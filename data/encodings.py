@@ -16,13 +16,13 @@ _MARKS = (
 )  # fmt: skip
 _SAMPLE_BYTES = 65_536
 _HIGH = re.compile(rb"[\x80-\xff]+")
-# Python's name of a code page, what `iconv` calls it, and the letters of the language that it is made for.
+# Python's name of a code page, what `iconv` calls it, the letters that it is made for, and their least share.
 _CODE_PAGES = (
-    ("cp932", "CP932", "[\u3040-\u30ff]"),
-    ("gb18030", "GB18030", "[\u4e00-\u9fff]"),
-    ("cp949", "CP949", "[\uac00-\ud7a3]"),
-    ("big5", "BIG5", "[\u4e00-\u9fff]"),
-    ("cp1251", "CP1251", "[\u0400-\u04ff]"),
+    ("cp932", "CP932", "[\u3040-\u30ff]", 0.2),
+    ("cp949", "CP949", "[\uac00-\ud7a3]", 0.95),
+    ("gb18030", "GB18030", "[\u4e00-\u9fff]", 0.7),
+    ("big5", "BIG5", "[\u4e00-\u9fff]", 0.7),
+    ("cp1251", "CP1251", "[\u0400-\u04ff]", 0.7),
 )
 
 
@@ -80,10 +80,10 @@ def code_page(content: bytes) -> str:
     """
     high = _HIGH.findall(content)
     if sum(map(len, high)) > 1.8 * len(high):
-        for page, name, letters in _CODE_PAGES:
+        for page, name, letters, share in _CODE_PAGES:
             text = "".join(re.findall("[^\x00-\x7f]", content.decode(page, errors="ignore")))
             is_valid = content.decode(page, errors="replace").count("\ufffd") <= 1  # the sample may end in a letter
-            if is_valid and len(re.findall(letters, text)) > (0.2 if page == "cp932" else 0.7) * len(text):
+            if is_valid and len(re.findall(letters, text)) > share * len(text):
                 return name
     for page in ("CP1252", "CP1250"):
         if "\ufffd" not in content.decode(page, errors="replace"):

@@ -72,7 +72,7 @@ def _open_saved(folder: Path) -> Source | None:
 
 def _open_classes(folder: Path) -> Source | None:
     """Open folders that are called as the classes of the files in them; None where there are none."""
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in MEDIA_SUFFIXES)
+    files = sorted(path for path in folder.glob("[!.]*/[!.]*") if path.suffix.lower() in MEDIA_SUFFIXES)
     labels = [path.parent.name for path in files]
     if len(set(labels)) < 2 or set(labels) <= SPLIT_NAMES:
         return None

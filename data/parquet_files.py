@@ -4,6 +4,7 @@ Parquet goes through `datasets`, which maps the columns into memory from its cac
 lie in the table are never all in RAM. Types that only some writers use are cast on the way there (`arrow_types`).
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ def _load_parquet(paths: list[str], name: str, schema: pa.Schema, columns: list[
 
     from data.parquet_builder import PlainParquet
 
+    if any("::" in path for path in map(os.path.abspath, paths)):  # which stands for a chain of storages in `datasets`
+        return as_dataset(pa.concat_tables([pq.ParquetFile(path).read(columns) for path in paths]))
     stats = [Path(path).stat() for path in paths]
     # Named one by one: as patterns, letters such as [ in the name of a folder would mean something else.
     files = DataFilesList(

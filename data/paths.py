@@ -18,7 +18,7 @@ _FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECAS
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
 # How files begin whose bytes are written as base64: PNG, JPEG, GIF, WebP and WAV, BMP, TIFF, FLAC, Ogg, MP3, MP4.
 _BASE64_STARTS = (
-    "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK", "ZkxhQ", "T2dnUw", "SUQz", "//uQ", "//uS", "//tQ",
+    "iVBORw0KGg", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK", "ZkxhQ", "T2dnUw", "SUQz", "//uQ", "//uS", "//tQ",
     "//vQ", "AAAAGGZ0eX", "AAAAHGZ0eX", "AAAAIGZ0eX",
 )  # fmt: skip
 _EMPTY_WORDS = frozenset(["nan", "none", "null", "na", "n/a", "<na>", "nat"])
