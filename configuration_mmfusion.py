@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 SPECTROGRAMS = ("whisper", "audio-spectrogram-transformer", "wav2vec2-bert")
 # Modality -> the field that configures its tower. The order is the order of the columns of `modality_mask`.
 TOWER_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
+# Raised when a saved model can no longer be read by the code before.
+FORMAT_VERSION = 1
 # What a tower's configuration is of when it does not say.
 DEFAULT_MODEL_TYPES = {"text_config": "bert", "vision_config": "vit", "audio_config": "wav2vec2"}
 FUSION_TYPES = ("cross_attention", "bottleneck", "pairwise", "gate", "weighted_sum", "concat", "low_rank")
@@ -106,6 +108,7 @@ class MMFusionConfig(DataclassConfig):
             an object come out of a JSON file sorted.)
         layer_norm_eps: Epsilon of the fusion's layer norms.
         initializer_range: Standard deviation of the initial weights.
+        mmfusion_version: Version of the format that a saved model has; a later one than `FORMAT_VERSION` is refused.
 
     Raises:
         ValueError: When no tower is configured or a size is not allowed (`huggingface_hub` wraps it in its
@@ -115,6 +118,7 @@ class MMFusionConfig(DataclassConfig):
     model_type = "mmfusion"
     sub_configs = dict.fromkeys(TOWER_CONFIGS.values(), AutoConfig)
     has_no_defaults_at_init = True  # at least one tower must be given
+    pipelines_class = dict  # of `custom_pipelines`; `mmfusion` puts one in its place
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
@@ -147,8 +151,16 @@ class MMFusionConfig(DataclassConfig):
     tasks: list[dict] | None = None
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    mmfusion_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        if self.mmfusion_version > FORMAT_VERSION:
+            raise ValueError(
+                f"`mmfusion_version` of this model is {self.mmfusion_version}, and this MMFusion reads up to "
+                f"{FORMAT_VERSION}: update it (`git pull`, or `pip install --upgrade` as the model card says), or load "
+                "with `trust_remote_code=True` where it is not imported, which runs the code saved with the model"
+            )
+        self.mmfusion_version = FORMAT_VERSION  # in which it is saved
         self._warn_misspelt(kwargs)
         for field, model_type in DEFAULT_MODEL_TYPES.items():
             tower = getattr(self, field)
@@ -196,6 +208,8 @@ class MMFusionConfig(DataclassConfig):
     def __setattr__(self, key: str, value):
         """Set a field; other labels or another problem forget what was fitted to the old ones."""
         fields = self.__dict__
+        if key == "custom_pipelines":
+            value = self.pipelines_class(value)
         if key not in ("id2label", "problem_type") or not any(fields.get(name) for name in OF_THE_LABELS):
             return super().__setattr__(key, value)
         before = self.meaning() if fields.get("id2label") else None  # None: still being built

@@ -177,3 +177,22 @@ def test_the_configuration_file_imports_no_torch():
 def test_half_precision_is_saved_as_a_name(tmp_path):
     make_model().to(torch.bfloat16).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_model_saved_by_a_later_version_says_what_to_do(tmp_path):
+    model_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved["mmfusion_version"] == FORMAT_VERSION
+    path.write_text(json.dumps(saved | {"mmfusion_version": FORMAT_VERSION + 1}))
+    with pytest.raises(ValueError, match=rf"`mmfusion_version`.* {FORMAT_VERSION + 1},"):
+        MMFusionConfig.from_pretrained(tmp_path)
+
+
+def test_a_model_saved_before_versions_were_counted_loads_and_is_saved_with_one(tmp_path):
+    model_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["mmfusion_version"]
+    path.write_text(json.dumps(saved))
+    assert MMFusionConfig.from_pretrained(tmp_path).mmfusion_version == FORMAT_VERSION
