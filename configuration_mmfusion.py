@@ -157,8 +157,8 @@ class MMFusionConfig(DataclassConfig):
         if self.mmfusion_version > FORMAT_VERSION:
             raise ValueError(
                 f"`mmfusion_version` of this model is {self.mmfusion_version}, and this MMFusion reads up to "
-                f"{FORMAT_VERSION}: update it (`git pull`, or `pip install --upgrade` as the model card says), or load "
-                "with `trust_remote_code=True` where it is not imported, which runs the code saved with the model"
+                f"{FORMAT_VERSION}: update it (`git pull`, or `pip install --upgrade` of the package), or load "
+                "the model where it is not imported, with `trust_remote_code=True`"
             )
         self.mmfusion_version = FORMAT_VERSION  # in which it is saved
         self._warn_misspelt(kwargs)

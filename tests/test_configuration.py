@@ -12,7 +12,7 @@ from conftest import audio_config, make_model, model_config, resnet_config, text
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, EncodecConfig, ResNetConfig, Wav2Vec2Config
 
-from configuration_mmfusion import FUSION_TYPES, TOWER_CONFIGS, MMFusionConfig
+from configuration_mmfusion import FORMAT_VERSION, FUSION_TYPES, TOWER_CONFIGS, MMFusionConfig
 from modeling_mmfusion import MMFusionForSequenceClassification
 
 ROOT = Path(__file__).parent.parent
