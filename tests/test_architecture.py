@@ -25,6 +25,7 @@ GUARDED = {
         "cells_mmfusion", "collating_mmfusion", "compat_mmfusion", "decoding_mmfusion", "saving_mmfusion",
     ],
     "collating_mmfusion": ["cells_mmfusion"],
+    "decoding_mmfusion": ["containers_mmfusion"],
     "pipeline_mmfusion": ["cells_mmfusion", "explanation_mmfusion"],
 }  # fmt: skip
 VERBS = ("train", "evaluation", "predict", "push_to_hub", "app", "tune", "search")
@@ -45,7 +46,7 @@ MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
     "modeling_mmfusion.py": 880, "explanation_mmfusion.py": 700,
-    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 800, "processing_mmfusion.py": 545,
+    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 560, "processing_mmfusion.py": 545,
 }  # fmt: skip
 
 

@@ -374,7 +374,14 @@ def test_a_model_loads_and_explains_without_captum_and_says_what_is_missing(fold
 
 
 @pytest.mark.parametrize(
-    "name", ["processing_mmfusion.py", "decoding_mmfusion.py", "pipeline_mmfusion.py", "explanation_mmfusion.py"]
+    "name",
+    [
+        "processing_mmfusion.py",
+        "decoding_mmfusion.py",
+        "containers_mmfusion.py",
+        "pipeline_mmfusion.py",
+        "explanation_mmfusion.py",
+    ],
 )
 def test_loading_demands_nothing_but_transformers_numpy_and_torch(name):
     demanded = {imported.split(".")[0] for imported in get_imports(ROOT / name)} - set(sys.stdlib_module_names)
