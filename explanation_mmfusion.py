@@ -24,6 +24,7 @@ MODALITIES = ("text", "image", "audio")  # the columns of `modality_mask`
 MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
 MASKS = {"text": "attention_mask", "audio": "audio_attention_mask"}
 METHODS = ("integrated_gradients", "attention")
+WITH_ATTENTION = ("cross_attention", "bottleneck", "pairwise")  # the strategies of fusion that have weights to show
 FUNCTIONS = ("softmax", "sigmoid", "none")
 
 # Every subset as a row of presence, "nothing" first; a subset's number is its columns read as a binary number.
@@ -40,6 +41,11 @@ def score_function(config) -> str:
     if config.problem_type == "multi_label_classification":
         return "sigmoid"
     return "none" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"
+
+
+def explain_methods(config) -> tuple[str, ...]:
+    """Those of `METHODS` that the model has."""
+    return tuple(name for name in METHODS if name != "attention" or config.fusion_type in WITH_ATTENTION)
 
 
 def scores_of(logits: torch.Tensor, function: str) -> torch.Tensor:
@@ -80,6 +86,11 @@ def explain_rows(
         label, details, method, num_steps, top_k: As for the pipeline.
     """
     wanted = _wanted_modalities(details, method, num_steps)
+    if wanted and method not in explain_methods(model.config):
+        raise ValueError(
+            f"`method` is {method!r}, and the `fusion_type` of this model, {model.config.fusion_type!r}, has none: "
+            "choose 'integrated_gradients'"
+        )
     number = label_number(model.config, label)
     with torch.no_grad():
         inputs = collate(cells)
@@ -507,7 +518,7 @@ def _completeness(total: float, start: float, end: float, num_steps: int) -> dic
 
 @torch.no_grad()
 def attention_weights(model, encoder_outputs: Any) -> dict[str, torch.Tensor]:
-    """How much the fusion's queries looked at every token of one row: the mean over blocks, heads and queries.
+    """How much the fusion looked at every token of one row, as `token_shares` of its strategy says.
 
     Attention says where the model looked, not what that did to a label: it is the same for every label.
 
@@ -518,8 +529,11 @@ def attention_weights(model, encoder_outputs: Any) -> dict[str, torch.Tensor]:
     eager = private_copy(model)
     eager.set_attn_implementation("eager")
     layers = eager(encoder_outputs=encoder_outputs, output_attentions=True).attentions
-    weights = torch.stack([layer[0].float().mean(dim=(0, 1)) for layer in layers]).mean(dim=0)
-    weights = weights[len(model.config.modalities) :]  # the absent slots stand in front
+    # As `fuse` does it: in front stand the slots of absent modalities.
+    slots = torch.tensor([MODALITIES.index(name) for name in model.config.modalities], device=model.device)
+    token_mask = torch.cat([~encoder_outputs.modality_mask[:, slots], encoder_outputs.token_mask], dim=1)
+    token_modality = torch.cat([slots, encoder_outputs.token_modality])
+    weights = model.base_model.fusion.token_shares(layers, token_mask, token_modality)[0, len(slots) :]
     present = encoder_outputs.modality_mask[0].tolist()
     return {
         name: weights[(encoder_outputs.token_modality == column) & encoder_outputs.token_mask[0]]

@@ -200,6 +200,17 @@ class MMFusionFusion(PreTrainedModel):
         columns = torch.tensor(self.columns, device=token_modality.device)
         return token_mask[:, None] & (token_modality == columns[:, None])
 
+    def token_shares(
+        self, attentions: tuple[torch.Tensor, ...], token_mask: torch.BoolTensor, token_modality: torch.Tensor
+    ) -> torch.Tensor:
+        """Return how much of each token was read (B, T), 1 in all: the mean over blocks, heads and queries.
+
+        Args:
+            attentions: Of each block (B, H, Q, T), as `forward` records them with eager attention.
+            token_mask, token_modality: As for `forward`.
+        """
+        return torch.stack([layer.float().mean(dim=(1, 2)) for layer in attentions]).mean(dim=0)
+
     def averages(
         self, tokens: torch.Tensor, token_mask: torch.BoolTensor, token_modality: torch.Tensor
     ) -> torch.Tensor:
@@ -265,6 +276,22 @@ class BottleneckFusion(MMFusionFusion):
             tokens, copies = states.split([num_tokens, len(owner) - num_tokens], dim=1)
             shared = copies.unflatten(1, (-1, width)).mean(dim=1)
         return torch.cat([self.averages(tokens, token_mask, token_modality), shared], dim=1)
+
+    def token_shares(self, attentions, token_mask, token_modality):
+        """As in the base class, but followed through the blocks: here the tokens themselves change in each.
+
+        Source: attention rollout (Abnar and Zuidema 2020, arXiv:2005.00928, section 3).
+        """
+        members, width = self.members(token_mask, token_modality).float(), len(self.bottleneck)  # (B, M, T)
+        read = (members / members.sum(dim=-1, keepdim=True).clamp(min=1)).sum(dim=1)  # by the averages (B, T)
+        copies = read.new_ones(len(read), len(self.columns), width) / len(self.columns)  # (B, M, Q)
+        for layer in reversed(attentions):
+            copies = copies.mean(dim=1, keepdim=True).expand_as(copies)  # after a block the copies were averaged
+            shares = torch.cat([read, copies.flatten(1)], dim=1)  # (B, T + M Q)
+            # Half of what a state says is the state itself, by the residual; the rest it has read.
+            shares = (shares + (shares[:, None] @ layer.float().mean(dim=1)).squeeze(1)) / 2
+            read, copies = shares[:, : read.shape[1]], shares[:, read.shape[1] :].unflatten(1, copies.shape[1:])
+        return read / read.sum(dim=-1, keepdim=True)  # the learned bottleneck left out
 
 
 class PairwiseFusion(MMFusionFusion):

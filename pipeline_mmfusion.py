@@ -24,6 +24,7 @@ try:
         MODALITIES,
         contributions,
         disagreement,
+        explain_methods,
         explain_rows,
         is_predicted,
         label_number,
@@ -40,6 +41,7 @@ except ImportError:
         MODALITIES,
         contributions,
         disagreement,
+        explain_methods,
         explain_rows,
         is_predicted,
         label_number,
@@ -316,6 +318,11 @@ class MMFusionPipeline(Pipeline):
 
     # -- why ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def explain_methods(self) -> tuple[str, ...]:
+        """What `explain` takes as `method` for this model: not every fusion has attention."""
+        return explain_methods(self.model.config)
+
     def explain(
         self,
         inputs: Mapping | Iterable[Mapping],
@@ -339,7 +346,8 @@ class MMFusionPipeline(Pipeline):
             details: Whether to look inside the modalities, or the names of those to look into. Each sample with
                 details costs several forward passes.
             method: "integrated_gradients" (signed shares of the score's change; needs `captum`) or "attention" (where
-                the fusion looked, the same for every label, never negative).
+                the fusion looked, the same for every label, never negative; of the fusions `cross_attention`,
+                `bottleneck` and `pairwise`).
             num_steps: Points on the path of integrated gradients.
             top_k: Labels that each subset lists; None: all.
             batch_size: Samples whose towers run together.

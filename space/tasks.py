@@ -92,14 +92,20 @@ def explain(
         **options: of the pipeline's `explain`.
 
     Raises:
-        Refusal: Integrated gradients were asked for, and Captum is not installed.
+        Refusal: Integrated gradients were asked for, and Captum is not installed; or attention of a fusion without.
     """
+    ways = getattr(pipeline, "explain_methods", ("integrated_gradients", "attention"))
     if details and method == "integrated_gradients" and not has_captum():
         raise Refusal(
             "not_supported", "this server has no Captum for integrated gradients: ask for `method=attention`, or for "
             "`details=false`."
         )  # fmt: skip
     method = method or ("integrated_gradients" if has_captum() else "attention")
+    if details and method not in ways:
+        with_captum = "`method=integrated_gradients`, or for " if has_captum() else ""
+        raise Refusal(
+            "not_supported", f"the served model's fusion has no attention: ask for {with_captum}`details=false`."
+        )
     return pipeline.explain(samples, details=details, method=method, **options)
 
 

@@ -45,7 +45,7 @@ TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
-    "modeling_mmfusion.py": 880, "explanation_mmfusion.py": 700,
+    "modeling_mmfusion.py": 880, "explanation_mmfusion.py": 720,
     "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 560, "processing_mmfusion.py": 545,
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import explanation_mmfusion as explanation
+from fusion_mmfusion import FUSIONS
 from pipeline_mmfusion import TASK, MMFusionPipeline
 from processing_mmfusion import MMFusionProcessor
 
@@ -394,6 +395,49 @@ def test_attention_weights_are_those_of_the_fusion(classify, inputs):
     assert means[0] + sum(part.sum() for part in weights.values()) == pytest.approx(1, abs=1e-5)
     assert all((part >= 0).all() for part in weights.values())
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("fusion_type", FUSIONS)
+@pytest.mark.parametrize("missing", [(), ("text",), ("image", "audio")])
+def test_attention_explains_every_fusion_that_has_it_and_is_refused_by_name_else(fusion_type, missing, sample):
+    classify = make_pipeline(fusion_type=fusion_type)
+    given = {name: cell for name, cell in sample.items() if name not in missing}
+    if fusion_type not in ("cross_attention", "bottleneck", "pairwise"):
+        assert classify.explain_methods == ("integrated_gradients",)
+        with pytest.raises(ValueError, match=rf"`fusion_type` .*'{fusion_type}'.*'integrated_gradients'"):
+            classify.explain(given, method="attention")
+        assert classify.explain(given, method="attention", details=False)["method"] is None
+        return
+    assert classify.explain_methods == explanation.METHODS
+    about = classify.explain(given, method="attention")
+    scores = {
+        "text": [word["score"] for word in about["text"]["words"]] if "text" in given else [],
+        "image": np.ravel(about["image"]["scores"]).tolist() if "image" in given else [],
+        "audio": [segment["score"] for segment in about["audio"]["segments"]] if "audio" in given else [],
+    }
+    assert all((len(scores[name]) > 0) == (name in given) for name in scores)
+    values = [score for each in scores.values() for score in each]
+    assert min(values) >= 0 and 0 < sum(values) <= 1 + 1e-5, "what is left was read of special tokens and of absence"
+
+
+def test_the_shares_of_bottleneck_fusion_follow_what_the_vector_depends_on(inputs):
+    """Where all blocks are the identity, what is read is the mean of each modality, and nothing by the bottleneck."""
+    model = make_model(model_config(fusion_type="bottleneck"))
+    one = {name: value[:1] for name, value in inputs.items()}
+    encoded = model.encode(**one)
+    weights = explanation.attention_weights(model, encoded)
+    assert sum(part.sum() for part in weights.values()) == pytest.approx(1, abs=1e-5)  # nothing is absent
+    fusion = model.base_model.fusion
+    num_tokens, width = encoded.tokens.shape[1] + 3, len(fusion.bottleneck)
+    size = num_tokens + 3 * width
+    identity = torch.eye(size)[None, None]
+    slots = torch.arange(3)
+    mask = torch.cat([torch.zeros(1, 3, dtype=torch.bool), encoded.token_mask], dim=1)
+    shares = fusion.token_shares((identity,) * 2, mask, torch.cat([slots, encoded.token_modality]))
+    counts = [int(encoded.token_mask[0, encoded.token_modality == column].sum()) for column in range(3)]
+    for column, count in enumerate(counts):
+        of_modality = shares[0, 3:][(encoded.token_modality == column) & encoded.token_mask[0]]
+        torch.testing.assert_close(of_modality, torch.full((count,), 1 / 3 / count))
 
 
 # -- a good guest -----------------------------------------------------------------------------------------------------

@@ -159,6 +159,21 @@ def test_without_captum_attention_explains_unless_integrated_gradients_were_aske
     assert told == ("attention", None, "not_supported")
 
 
+@pytest.mark.parametrize("has_captum", [True, False])
+def test_attention_of_a_fusion_without_is_not_supported(monkeypatch, has_captum):
+    if not has_captum:
+        monkeypatch.setitem(sys.modules, "captum", None)
+
+    async def scenario(service):
+        with pytest.raises(Refusal) as caught:
+            await service.ask({"text": "cat"}, "explain", method="attention")
+        return caught.value.code, caught.value.message, await service.ask({"text": "cat"}, "explain", details=False)
+
+    (code, message, told), _ = run(make_pipeline(fusion_type="gate"), scenario)
+    assert code == "not_supported" and ("integrated_gradients" in message) == has_captum
+    assert told["modalities"]["text"] is not None
+
+
 def test_a_fault_inside_an_explanation_is_not_told_as_something_missing(classify, monkeypatch):
     def fails(*_, **__):
         raise ImportError("libfoo.so: cannot open shared object file")
