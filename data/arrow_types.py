@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, IterableDataset
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -103,11 +103,17 @@ def as_dataset(table: pa.Table) -> "Dataset":
     return Dataset(plain_table(table).replace_schema_metadata(None), info=DatasetInfo(features=features))
 
 
-def plain_dataset(dataset: "Dataset") -> "Dataset":
-    """Return a data set with plain types; what has to be cast is written to the cache of `datasets` once."""
+def plain_dataset(dataset: "Dataset | IterableDataset") -> "Dataset | IterableDataset":
+    """Return a data set with plain types.
+
+    What has to be cast is written to the cache of `datasets` once; of a stream it is cast as it comes, before its rows
+    are shuffled, for which Arrow knows no views.
+    """
     from datasets import Features
 
-    schema = dataset.data.schema
+    if dataset.features is None:
+        return dataset
+    schema = dataset.features.arrow_schema
     changed = [field.name for field in schema if plain_type(field.type) != field.type]
     if not changed:
         return dataset

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.utils.data
 
+from data.arrow_types import plain_dataset
 from data.batches import open_media
 from data.hub import HubSet, find_hub_set, hub_source, one_sentence
 from data.labels import LabelMap
@@ -211,14 +212,14 @@ def _parts(feature: Any) -> tuple[str, ...]:
 
 
 def without_decoding(stream: "IterableDataset") -> "IterableDataset":
-    """The same rows with pictures and sounds as plain {bytes, path}."""
+    """Return the same rows with pictures and sounds as plain {bytes, path}, and plain types."""
     from datasets import Audio, Image, Value
 
     stream = stream.decode(False)
     for column, feature in stream.features.items():
         if isinstance(feature, (Audio, Image)):
             stream = stream.cast_column(column, {"bytes": Value("binary"), "path": Value("string")})
-    return stream
+    return plain_dataset(stream)
 
 
 class StreamedDataset(torch.utils.data.IterableDataset):
