@@ -722,10 +722,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         columns = {modality: MODALITIES.index(modality) for modality in self.config.modalities}
         vectors = {}
         for modality, column in columns.items():
-            only = F.one_hot(torch.tensor(column, device=presence.device), len(MODALITIES)).expand_as(presence)
-            vectors[modality] = F.normalize(
-                self.mmfusion.fuse(encoder_outputs, presence & only.bool()).pooler_output, dim=-1
-            )
+            only = torch.arange(len(MODALITIES), device=presence.device) == column  # (M,)
+            vectors[modality] = F.normalize(self.mmfusion.fuse(encoder_outputs, presence & only).pooler_output, dim=-1)
         by_class = self.config.contrastive_by_class and not labels.is_floating_point()
         return contrastive_loss(
             vectors, {name: presence[:, column] for name, column in columns.items()}, labels if by_class else None

@@ -9,7 +9,7 @@ Shape legend: B batch rows, T tokens, D fusion width, M = 3 modalities, L labels
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,8 @@ def sample_subsets(presence: torch.BoolTensor, dropout: float) -> torch.BoolTens
     """
     draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
     kept = presence & (draw >= dropout)
-    lucky = F.one_hot(draw.argmax(dim=1), presence.shape[1]).bool() & presence
+    columns = torch.arange(presence.shape[1], device=presence.device)
+    lucky = (draw.argmax(dim=1, keepdim=True) == columns) & presence  # unlike `one_hot`, it does not ask for values
     return torch.where(kept.any(dim=1, keepdim=True), kept, lucky)
 
 
@@ -283,21 +284,33 @@ class GradientSurgery(torch.autograd.Function):
     @staticmethod
     def backward(ctx, joint: torch.Tensor, unimodal: torch.Tensor):
         (token_modality,) = ctx.saved_tensors
-        combined = joint + unimodal
-        for column in token_modality.unique():
-            of_it = token_modality == column
-            combined[:, of_it] = compromise(joint[:, of_it], unimodal[:, of_it])
-        return combined, None
+        # Which modalities there are is not asked of the device: a mask for each pair of tokens says whose they are.
+        together = (token_modality[:, None] == token_modality).float()  # (T, T)
+
+        def of_each_modality(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (together @ (a.float() * b.float()).sum(dim=(0, 2)))[:, None]  # (B, T, D) -> (T, 1)
+
+        return compromise(joint, unimodal, of_each_modality).to(joint.dtype), None
 
 
-def compromise(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The sum of two gradients that agree; else the shortest vector between them, as long as their sum."""
-    total, product = first + second, (first * second).sum()
-    difference = first - second
-    share = ((second * (second - first)).sum() / difference.square().sum().clamp(min=1e-20)).clamp(0, 1)
+def inner_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner product of two tensors as a whole."""
+    return (a * b).sum()
+
+
+def compromise(first: torch.Tensor, second: torch.Tensor, product: Callable = inner_product) -> torch.Tensor:
+    """The sum of two gradients that agree; else the shortest vector between them, as long as their sum.
+
+    Args:
+        first: A gradient.
+        second: The other, of the same shape.
+        product: Inner product of two such tensors; where it gives one for each part, parts are treated by themselves.
+    """
+    total, difference = first + second, first - second
+    share = (product(second, -difference) / product(difference, difference).clamp(min=1e-20)).clamp(0, 1)
     shortest = share * first + (1 - share) * second
-    rescaled = shortest * (total.norm() / shortest.norm().clamp(min=1e-20))
-    return torch.where(product >= 0, total, rescaled)
+    rescaled = shortest * (product(total, total).sqrt() / product(shortest, shortest).sqrt().clamp(min=1e-20))
+    return torch.where(product(first, second) >= 0, total, rescaled)
 
 
 # == Heads in use =====================================================================================================
@@ -324,7 +337,8 @@ def _of_subset(presence: torch.BoolTensor, temperatures: dict[str, float], modal
     table = torch.ones(2 ** len(modalities))
     for name, temperature in temperatures.items():
         table[sum(2 ** modalities.index(modality) for modality in name.split("+"))] = temperature
-    numbers = presence.long() @ torch.tensor([2**i for i in range(len(modalities))], device=presence.device)
+    bits = torch.tensor([2**i for i in range(len(modalities))], device=presence.device)
+    numbers = (presence * bits).sum(dim=1)  # (B,); CUDA has no matrix product of integers
     return table.to(presence.device)[numbers][:, None]
 
 
