@@ -35,6 +35,12 @@ BY_LENGTH = {
     "big_bird", "canine", "convbert", "fnet", "funnel", "mobilebert", "mra", "nystromformer", "reformer", "yoso",
     "data2vec-audio", "sew", "sew-d", "wav2vec2-conformer",
 }  # fmt: skip
+# Families whose pictures are no batch of one size, and why.
+FLAT = "it reads pictures as flattened patches; a SigLIP 2 of fixed resolution is of type siglip"
+OTHER_PICTURES = {
+    "siglip2": FLAT, "siglip2_vision_model": FLAT,
+    "pixtral": "it reads pictures of all sizes as one sequence",
+}  # fmt: skip
 MAIN_INPUTS = {"text": ("input_ids",), "image": ("pixel_values",), "audio": ("input_values", "input_features")}
 AST_PADDING = 4.2677393 / (
     2 * 4.5689974
@@ -81,8 +87,8 @@ def why_not(config, modality: str) -> str | None:
     kind = config.model_type
     if "video" in str(main) or hasattr(config, "num_frames") or hasattr(config, "tubelet_size"):
         return "it reads videos"
-    if kind.startswith("siglip2"):
-        return "it reads pictures as flattened patches; a SigLIP 2 of fixed resolution is of type siglip"
+    if kind in OTHER_PICTURES:
+        return OTHER_PICTURES[kind]
     if getattr(config, "is_encoder_decoder", False) and kind not in ENCODERS:
         return "it is an encoder with a decoder"
     if main not in MAIN_INPUTS[modality]:
@@ -171,7 +177,9 @@ def max_text_tokens(tower: PreTrainedModel) -> int | None:
     limit = getattr(tower.config, "max_position_embeddings", None)
     positions = getattr(getattr(tower, "embeddings", None), "position_embeddings", None)
     first = getattr(positions, "padding_idx", None)
-    return limit if limit is None or first is None else limit - first - 1
+    if limit is None or limit < 1:  # XLNet's -1: any number
+        return None
+    return limit if first is None else limit - first - 1
 
 
 def without_pooler(model_class: type) -> dict:
@@ -183,9 +191,7 @@ def without_pooler(model_class: type) -> dict:
 def build_tower(config) -> PreTrainedModel:
     """A tower with fresh weights. `trust_remote_code` is never forwarded: a tower is a `transformers` class."""
     found = tower_class(config)
-    if config.model_type in ENCODERS:
-        return found._from_config(config)
-    return AutoModel.from_config(config, **without_pooler(found))
+    return found._from_config(config, **without_pooler(found))
 
 
 def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
@@ -193,7 +199,10 @@ def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
     kwargs["trust_remote_code"] = False
     config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
-    pooler = without_pooler(AutoModel._model_mapping[type(config)])
+    if config.model_type in ENCODERS:
+        parts = {r"^(model\.)?encoder\.": ""}  # names in a checkpoint of the whole
+        return tower_class(config).from_pretrained(name_or_path, config=config, key_mapping=parts, **kwargs)
+    pooler = without_pooler(tower_class(config))
     return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **pooler)
 
 

@@ -41,7 +41,7 @@ HEAVY = {
     "torch", "transformers", "evaluate", "datasets", "accelerate", "sklearn", "scipy", "gradio", "matplotlib",
     "captum", "optuna", "faiss", "fastapi", "uvicorn", "starlette",
 }  # fmt: skip
-TRAINEE = ROOT / "benchmarks/trainee.py"  # a training, step by step
+TRAINEES = {ROOT / "benchmarks/trainee.py", ROOT / "benchmarks/towers.py"}  # trainings, step by step
 MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
@@ -163,7 +163,7 @@ def test_verbs_and_benchmarks_reach_the_model_as_a_user_does():
     """
     paths = [ROOT / f"{verb}.py" for verb in VERBS if verb != "train"]
     paths += python_files("benchmarks", "cli", "hub", "searching", "space")
-    for path in set(paths) - {TRAINEE}:
+    for path in set(paths) - TRAINEES:
         models = set(TRAVELLING) - ({"cells_mmfusion"} if path.parent.name == "space" else set())
         assert not imports_of_ours(path) & models, name_of(path)
 
@@ -178,7 +178,7 @@ def test_training_is_the_room_of_train_alone():
         if path == ROOT / "tune.py" or path.parent.name == "tuning":
             taken = {module for module in imports(path) if module.split(".")[0] == "training"}
             assert taken <= ABOUT_A_TRAINING, name_of(path)
-        elif path.name != "train.py" and path.parent.name != "training" and path != TRAINEE:
+        elif path.name != "train.py" and path.parent.name != "training" and path not in TRAINEES:
             assert "training" not in imports_of_ours(path), name_of(path)
 
 

@@ -26,8 +26,12 @@ from modeling_mmfusion import TOWERS
 from training.arguments import beside
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # of layers that LoRA can go into, and out of again
+FORWARDS = {kind.forward for kind in KINDS}
 # Layers that some towers never call: they hand the weights themselves to a function, which would not see LoRA's.
-UNCALLED = {"wavlm": ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj")}
+UNCALLED = {
+    "wavlm": ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
+    **dict.fromkeys(("mobilenet_v1", "mobilenet_v2"), ("convolution",)),
+}
 ALL_LINEAR = "all-linear"
 KEY_PREFIX = "base_model.model."  # of every name in the file of an adapter
 
@@ -139,7 +143,7 @@ def _candidates(model, modality: str) -> dict[str, nn.Module]:
     return {
         f"mmfusion.{TOWERS[modality]}.{name}": module
         for name, module in tower.named_modules()
-        if isinstance(module, KINDS)
+        if type(module).forward in FORWARDS  # one that makes something else of its weights would not be merged rightly
         and not is_parametrized(module)  # what is merged into such a weight is lost
         and getattr(module, "groups", 1) == 1
         and not name.endswith(uncalled)

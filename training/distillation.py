@@ -21,7 +21,7 @@ from accelerate.utils import broadcast
 from torch.utils.data import Dataset
 
 from data import LabelMap
-from modeling_mmfusion import MAIN_INPUTS, MODALITIES
+from modeling_mmfusion import MODALITIES
 from training.continuing import load_config, load_processor, load_weights
 from training.objective import Objective, hooked
 
@@ -30,7 +30,7 @@ PREFIX = "teacher."  # of the names in a batch that only the teacher reads
 NAMES = {
     "text": ("input_ids", "attention_mask"),
     "image": ("pixel_values",),
-    "audio": ("input_values", "audio_attention_mask"),
+    "audio": ("input_values", "input_features", "audio_attention_mask"),
 }
 
 
@@ -250,7 +250,9 @@ class Distillation(Objective):
     def _inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the teacher reads, and takes out of the batch what is there for it alone."""
         apart = {name.removeprefix(PREFIX): batch.pop(name) for name in list(batch) if name.startswith(PREFIX)}
-        known = [name for modality in self.modalities for name in (MAIN_INPUTS[modality], *NAMES[modality])]
+        main_inputs = self.teacher.config.main_inputs
+        masks = [name for modality in self.modalities for name in NAMES[modality] if name.endswith("mask")]
+        known = [main_inputs[modality] for modality in self.modalities] + masks
         return {name: value for name, value in (batch | apart).items() if name in (*known, "modality_mask")}
 
     @torch.no_grad()
@@ -259,7 +261,7 @@ class Distillation(Objective):
         columns = [
             column
             for column, modality in enumerate(MODALITIES)
-            if modality in self.modalities and MAIN_INPUTS[modality] in inputs
+            if modality in self.modalities and self.teacher.config.main_inputs[modality] in inputs
         ]
         if not columns:  # the others go on; the map takes part all the same, for other processes average its gradient
             sizes = {"logits": len(self.order), "vectors": self.teacher.config.hidden_size}

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from data import Collator, FusionDataset
 from data.table import Table
-from modeling_mmfusion import MAIN_INPUTS, TOWERS
-from towers_mmfusion import receptive_field, tower_width
+from modeling_mmfusion import TOWERS
+from towers_mmfusion import has_fixed_length, hears_waveforms, receptive_field, runs_by_length, tower_width
 from training.features_keys import cell_keys, distinct, is_cell, tower_key
 from training.features_store import KEY, FeatureStore
 from training.randomness import keeping_random_state
@@ -175,7 +175,7 @@ class TowerCells:
 
     def _apart(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The inputs of each cell of a batch, without their padding."""
-        name, mask_name = MAIN_INPUTS[self.modality], MASKS.get(self.modality)
+        name, mask_name = self._main_input(), MASKS.get(self.modality)
         if name not in batch:  # no text of them is one for the processor
             return [{name: torch.empty(0)}] * len(batch["modality_mask"])
         values, masks = batch[name], batch.get(mask_name)
@@ -186,16 +186,25 @@ class TowerCells:
         kept = [value[mask.bool()] for value, mask in zip(values, masks, strict=True)]
         return [{name: value, mask_name: torch.ones(len(value), dtype=torch.long)} for value in kept]
 
+    def _main_input(self) -> str:
+        return self.model.config.main_inputs[self.modality]
+
     def _is_one_length(self) -> bool:
         """Whether padding is part of what the tower hears: a group-norm one takes statistics over all of the clip."""
-        return self.modality == "audio" and not self.processor.feature_extractor.return_attention_mask
+        if self.modality != "audio":
+            return False
+        config = self.tower.config
+        is_unmasked = hears_waveforms(config) and not self.processor.feature_extractor.return_attention_mask
+        return is_unmasked or has_fixed_length(config)
 
     def _length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Of the batch in which a cell is encoded; a matter of the cell alone."""
-        length = len(inputs[MAIN_INPUTS[self.modality]])
-        if self.modality != "audio" or self._is_one_length():
+        length = len(inputs[self._main_input()])
+        config = self.tower.config
+        if self.modality != "audio" or self._is_one_length() or runs_by_length(config):
             return length
-        length += receptive_field(self.tower.config)  # padded always, since kernels differ with and without a mask
+        # Padded always, since kernels differ with and without a mask.
+        length += receptive_field(config) if hears_waveforms(config) else 1
         step = 2 ** max(length.bit_length() - 4, 0)
         return -(-length // step) * step  # of eight lengths between one power of two and the next
 
@@ -219,7 +228,11 @@ class TowerCells:
             return
         cells = [inputs for _, inputs in queue]
         cells += cells[-1:] * (self.size - len(cells))
-        batch = {name: torch.stack([_padded(cell[name], length) for cell in cells]) for name in cells[0]}
+        is_padded = self.modality != "image" and not self._is_one_length()
+        batch = {
+            name: torch.stack([_padded(cell[name], length) if is_padded else cell[name] for cell in cells])
+            for name in cells[0]
+        }
         with self.accelerator.autocast():
             outputs, _ = self.model.mmfusion.run_towers(**send_to_device(batch, self.accelerator.device))
         hidden, mask = (tensor.cpu() for tensor in outputs[self.modality])
@@ -257,5 +270,5 @@ def _place(tables: Sequence[Table], modality: str, rows: Sequence[int], index: i
 
 
 def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
-    """(length,) with zeros behind; a picture as it is."""
-    return values if values.ndim > 1 else F.pad(values, (0, length - len(values)))
+    """(length, …) with zeros behind."""
+    return F.pad(values, (*[0] * (2 * (values.ndim - 1)), 0, length - len(values)))
