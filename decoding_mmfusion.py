@@ -97,13 +97,13 @@ def decode_image(source: Any, *, max_pixels: int = 50_000_000, bits: int | None 
 
     The header is read first: a picture with more than `max_pixels` pixels is never decoded. Of an animation or a
     multi-page file the first frame counts. Transparency is laid on white, the orientation of the camera is applied,
-    and grey pictures of 16 bits or floats are scaled to 8 bits. Metadata that is broken is passed over.
+    and pictures of 16 bits or floats are scaled to 8 bits. Metadata that is broken is passed over.
 
     Args:
         source: A path, the bytes of a file, or a PIL image (returned as it is where nothing needs changing). URLs are
             refused.
         max_pixels: Largest width x height that is decoded.
-        bits: How many of its 16 bits a grey picture uses; the largest number that they hold becomes white, and what is
+        bits: How many of its 16 bits a picture uses; the largest number that they hold becomes white, and what is
             larger too. None: the fewest of 8, 10, 12, 14 and 16 that its brightest pixel needs, which makes pictures
             of one table unlike one another: `MMFusionProcessor.decode_image` has the bits that its model learnt with.
 
@@ -132,7 +132,7 @@ def _open_image(file: Any, path: Path | None, max_pixels: int, bits: int | None,
     except Exception as error:  # Pillow's readers raise nearly anything on foreign bytes; none of it is a bug of ours
         raise ValueError(_no_picture(file, path, name, _reason(error))) from None
     try:
-        return _guarded_rgb(image, max_pixels, bits, name)
+        return _guarded_rgb(image, max_pixels, bits, name, file)
     except ValueError:
         if image.format != "PNG" or (plain := _png_without_metadata(file)) is None:
             raise
@@ -183,7 +183,9 @@ def _no_picture(file: Any, path: Path | None, name: str, reason: str) -> str:
     return f"{name} cannot be read as a picture: it is {kind}; allowed are {allowed}, convert it with {convert}"
 
 
-def _guarded_rgb(image: "Image.Image", max_pixels: int, bits: int | None, name: str) -> "Image.Image":
+def _guarded_rgb(
+    image: "Image.Image", max_pixels: int, bits: int | None, name: str, file: Any = None
+) -> "Image.Image":
     width, height = image.size
     if width < 1 or height < 1:
         raise ValueError(f"{name} is empty ({width} x {height} pixels)")
@@ -192,22 +194,60 @@ def _guarded_rgb(image: "Image.Image", max_pixels: int, bits: int | None, name: 
             f"{name} has {width} x {height} = {width * height} pixels, the limit is {max_pixels}; shrink the picture"
         )
     try:
+        deep = None if bits == 16 else deep_colours(image, file)
         image.load()
     except Exception as error:  # as above: truncated data, broken palettes
         raise ValueError(f"{name} cannot be decoded ({_reason(error)}); is the file damaged or cut off?") from None
     try:
-        return to_rgb(_upright(image), bits)
+        orientation = _orientation(image)
+        if deep is not None and (white := white_level(deep, bits)) < 65535:
+            image = _with_colours(image, _scaled(deep, white))
+        return to_rgb(image if orientation == 1 else image.transpose(_TURNS[orientation - 2]), bits)
     except Exception as error:  # NaN, impossible colour spaces
         raise ValueError(f"{name} cannot be made RGB ({_reason(error)}); save it as 8-bit RGB or grey") from None
 
 
-def _upright(image: "Image.Image") -> "Image.Image":
+def deep_colours(image: "Image.Image", file: Any) -> np.ndarray | None:
+    """Return (H, W, 3) uint16, the colours of a picture of 16 bits each; None: it is none, or already loaded.
+
+    Pillow keeps the upper byte of such colours. Read in the other order of bytes, the picture has the lower ones.
+
+    Args:
+        image: Opened, not loaded yet; it is loaded where it is such a picture.
+        file: That it was opened from.
+    """
+    tiles = [_lower_byte(tile) for tile in getattr(image, "tile", ())]
+    if file is None or not tiles or None in tiles:
+        return None
+    upper = np.asarray(image)[..., :3].astype(np.uint16)
+    lower = Image.open(file, formats=(image.format,))
+    lower.tile = tiles
+    return upper << 8 | np.asarray(lower)[..., :3]
+
+
+def _lower_byte(tile: Any) -> Any:
+    *rest, args = tile
+    mode, *more = args if isinstance(args, tuple) else (args,)
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    if not re.fullmatch("RGBA?;16[BLN]", str(mode)):
+        return None
+    mode = mode[:-1] + other[mode[-1]]
+    return type(tile)(*rest, (mode, *more) if more else mode) if hasattr(tile, "_fields") else None
+
+
+def _with_colours(image: "Image.Image", colours: np.ndarray) -> "Image.Image":
+    result = Image.fromarray(colours)
+    if image.mode == "RGBA":
+        result.putalpha(image.getchannel("A"))
+    return result
+
+
+def _orientation(image: "Image.Image") -> int:
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # a broken EXIF block says nothing about orientation, and every viewer shows such a picture
-        return image
-    is_turned = isinstance(orientation, int) and 2 <= orientation <= 8
-    return image.transpose(_TURNS[orientation - 2]) if is_turned else image
+        return 1
+    return orientation if isinstance(orientation, int) and 2 <= orientation <= 8 else 1
 
 
 def to_rgb(image: "Image.Image", bits: int | None = None) -> "Image.Image":
@@ -259,8 +299,12 @@ def bits_needed(highest: int) -> int:
 
 
 def _gray(values: np.ndarray, white: float, black: float = 0.0) -> "Image.Image":
+    return Image.fromarray(_scaled(values, white, black)).convert("RGB")
+
+
+def _scaled(values: np.ndarray, white: float, black: float = 0.0) -> np.ndarray:
     scaled = (np.minimum(values.astype(np.float64), white) - black) * (255.0 / (white - black))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    return np.rint(scaled).astype(np.uint8)
 
 
 def _gray_of_any_range(values: np.ndarray, bits: int | None) -> "Image.Image":

@@ -88,7 +88,7 @@ class MMFusionProcessor(ProcessorMixin):
             tokenizer was saved with.
         max_audio_seconds: Seconds that are kept of a sound; of an extractor whose spectrograms have one length
             (Whisper 30 s, AST 10 s) no more than that.
-        image_bits: How many bits grey pictures of 16 bits use, from 1 to 16: what the training rows needed.
+        image_bits: How many bits pictures of 16 bits use, from 1 to 16: what the training rows needed.
     """
 
     valid_processor_kwargs = MMFusionProcessorKwargs

@@ -46,7 +46,7 @@ MAX_LINES = 450
 # Files that travel stay whole: each is copied to the Hub by its name, and one file is read in one sitting.
 MAX_LINES_OF = {
     "modeling_mmfusion.py": 880, "explanation_mmfusion.py": 720,
-    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 560, "processing_mmfusion.py": 545,
+    "pipeline_mmfusion.py": 550, "decoding_mmfusion.py": 610, "processing_mmfusion.py": 545,
 }  # fmt: skip
 
 

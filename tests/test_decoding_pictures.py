@@ -10,6 +10,7 @@ from media_cells import image_bytes
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from decoding_mmfusion import decode_image
+from training.image_bits import estimate_bits
 
 
 @pytest.fixture
@@ -220,6 +221,44 @@ def tiff_of_text():
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[274], tags.tagtype[274] = "6", 2
     return image_bytes(flag(), "TIFF", tiffinfo=tags)
+
+
+def deep_png(values):
+    """RGB or RGBA of 16 bits a colour, (H, W, C) uint16; Pillow reads but does not write such."""
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = png_chunk(b"IHDR", head), png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def deep_tiff(values, order):
+    height, width, _ = values.shape
+    names = {256: width, 257: height, 258: 122, 259: 1, 262: 2, 273: 128, 277: 3, 278: height, 279: values.size * 2}
+    entries = [struct.pack(order + "HHIHxx", tag, 3, 3 if tag == 258 else 1, value) if tag != 258 else
+               struct.pack(order + "HHII", tag, 3, 3, value) for tag, value in names.items()]  # fmt: skip
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(names))
+    content = head + b"".join(entries) + bytes(4) + struct.pack(order + "HHH", 16, 16, 16)
+    return content + values.astype(order + "u2").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG, opaque", "TIFF", "TIFF, big-endian"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_the_bits_of_colours_are_scaled_too(kind, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (9, 10, 3)).astype(np.uint16)
+    values[0, 0] = 2**bits - 1
+    opaque = np.dstack([values, np.full((9, 10), 65535, np.uint16)])
+    make = {
+        "PNG": lambda: deep_png(values), "PNG, opaque": lambda: deep_png(opaque),
+        "TIFF": lambda: deep_tiff(values, "<"), "TIFF, big-endian": lambda: deep_tiff(values, ">"),
+    }  # fmt: skip
+    data = make[kind]()
+    upper_bytes = values >> 8  # what Pillow reads, and models of before have seen
+    expected = upper_bytes if bits == 16 else np.rint(values * (255 / (2**bits - 1)))
+    for given in (bits, None):
+        assert np.array_equal(decode_image(data, bits=given), expected)
+    assert np.array_equal(decode_image(data, bits=16), upper_bytes)
+    assert estimate_bits([data]) == bits
 
 
 def tiff(image, order, number=1):

@@ -135,7 +135,7 @@ def _add_model(group):
         help="tiny text tower: entries of the vocabulary that is learnt from the training text; default: 2000",
     )
     add("--image_size", type=number(int, 16), default=64, help="tiny image tower: pixels a side; default: 64")
-    add("--image_bits", type=number(int, 1, 17), help="bits that grey pictures of 16 bits use, as in X-rays (10 or "
+    add("--image_bits", type=number(int, 1, 17), help="bits that pictures of 16 bits use, as in X-rays (10 or "
         "12): the largest number that they hold becomes white; default: as many as the training rows need, "
         "and printed")  # fmt: skip
     add("--sampling_rate", type=number(int, 1), default=16_000,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from decoding_mmfusion import IMAGE_FORMATS, bits_needed
+from decoding_mmfusion import IMAGE_FORMATS, bits_needed, deep_colours
 from training.resuming import together
 
 NUM_PICTURES = 256  # that are looked at
@@ -53,7 +53,7 @@ def _describe(args, needed: int, bits: int) -> str:
 
 
 def estimate_bits(pictures: Iterable[Any]) -> int | None:
-    """Return the fewest bits that hold the brightest pixel of the grey pictures of 16 bits; None: there are none.
+    """Return the fewest bits that hold the brightest pixel of the pictures of 16 bits; None: there are none.
 
     Args:
         pictures: Paths and bytes of files; what cannot be read is passed over, for whoever opens it has more to say.
@@ -64,12 +64,13 @@ def estimate_bits(pictures: Iterable[Any]) -> int | None:
 
 def _highest(picture: Any) -> int | None:
     try:
-        with Image.open(
-            io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=IMAGE_FORMATS
-        ) as image:
-            if not image.mode.startswith("I") or image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        with io.BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file:
+            image = Image.open(file, formats=IMAGE_FORMATS)
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 return None
-            values = np.asarray(image)
+            values = np.asarray(image) if image.mode.startswith("I") else deep_colours(image, file)
+            if values is None:
+                return None
     except Exception:  # Pillow's readers raise nearly anything
         return None
     low, high = int(values.min()), int(values.max())
