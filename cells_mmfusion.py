@@ -61,6 +61,8 @@ def unpacked_media(cell: Any, name: str) -> Any:
         cell = cell[0] if cell else None
     if is_empty(cell):
         return None
+    if isinstance(cell, Mapping) and "raw" in cell and "array" not in cell:  # as speech pipelines of transformers say
+        return {"array": cell["raw"], "sampling_rate": cell.get("sampling_rate")}
     if isinstance(cell, Mapping) and is_empty(cell.get("array")):
         return next((cell[part] for part in ("bytes", "path") if not is_empty(cell.get(part))), cell)
     return cell
@@ -113,7 +115,8 @@ def sample_of_row(row: Any) -> dict[str, Any]:
     """Return the filled cells of one row by modality; keys that mean no modality (a label, an id) are ignored.
 
     Args:
-        row: As for `is_row`, with any of the keys "text", "image" (or "images") and "audio".
+        row: As for `is_row`, with any of the keys "text", "image" (or "images") and "audio"; "sampling_rate" beside it
+            is the rate of a bare array.
 
     Raises:
         ValueError: Another type, none of the keys, a misspelt one, a list of several pictures or sounds, or both
@@ -128,6 +131,8 @@ def sample_of_row(row: Any) -> dict[str, Any]:
         cell = cell if modality == "text" else unpacked_media(cell, f'"{name}"')
         if is_empty(cell):
             continue
+        if name == "audio" and _is_bare_array(cell) and not is_empty(rate := row.get("sampling_rate")):
+            cell = {"array": cell, "sampling_rate": rate}
         if modality in sample:
             raise ValueError(f'"{modality}" and "{name}" are both filled, and mean the same: leave one out')
         sample[modality] = cell
@@ -161,6 +166,10 @@ def _modality_meant(key: str) -> str | None:
 
 def _is_row_of_pandas(given: Any) -> bool:
     return hasattr(given, "to_dict") and hasattr(given, "index") and not hasattr(given, "columns")
+
+
+def _is_bare_array(cell: Any) -> bool:
+    return isinstance(cell, (list, tuple)) or getattr(cell, "ndim", 0) > 0
 
 
 def _is_formatted(data_set: Any) -> bool:

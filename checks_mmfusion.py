@@ -28,8 +28,9 @@ def refuse_unknown(kwargs: dict[str, Any]) -> None:
         TypeError: A name that is not an argument; what is None and known to `transformers` is not given.
     """
     for name, value in kwargs.items():
-        is_unset = value is None and name in TransformersKwargs.__annotations__
-        if name not in TAKEN_KEYWORDS and not is_unset:
+        if name in TAKEN_KEYWORDS:
+            continue
+        if value is not None or name not in TransformersKwargs.__annotations__:
             raise TypeError(
                 f"`{name}` is not an argument of this model; beside its inputs it takes {', '.join(TAKEN_KEYWORDS)}"
             )
@@ -176,7 +177,7 @@ def check_tower_outputs(
         config: Of the model.
         tower_outputs: Modality -> (hidden states, mask), as `run_towers` returns them.
         inputs: What else the model is given, by name.
-        is_training: Then the device itself checks the number of rows, and nothing waits for it.
+        is_training: Then CUDA itself checks the number of rows, and nothing waits for it.
 
     Raises:
         ValueError: A modality that the model lacks or that is given twice, or shapes that do not fit.
@@ -209,7 +210,8 @@ def _check_tower_output(
     told = f"{name} has {len(hidden)} rows, but `modality_mask` names {{}} of its {len(present)} rows"
     if torch.compiler.is_compiling():
         raise ValueError(told.format("some") + "; while a graph is traced, give all rows")
-    if present.device.type == "cuda" and is_training:
-        torch._assert_async(present.sum() == len(hidden), told.format("another number"))
+    if present.device.type != "cpu" and is_training:  # nothing waits for the device; CUDA checks it itself
+        if present.device.type == "cuda":
+            torch._assert_async(present.sum() == len(hidden), told.format("another number"))
     elif (count := int(present.sum())) != len(hidden):
         raise ValueError(told.format(count))

@@ -684,7 +684,8 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             if unimodal_logits is not None:
                 loss = loss + self._unimodal_loss(unimodal_logits, labels, presence)
         if loss is not None and num_items_in_batch is not None:
-            loss = loss * (labels.ne(-100).sum() / num_items_in_batch)  # the share of this batch in a whole step
+            share = labels.ne(-100).sum() / num_items_in_batch  # of this batch in a whole step
+            loss = loss * share.reshape(())  # `DataParallel` gives each device a number of shape (1, 1)
         return MMFusionClassifierOutput(
             loss=loss, logits=logits, unimodal_logits=unimodal_logits,
             hidden_states=fused.hidden_states, attentions=fused.attentions,

@@ -192,7 +192,8 @@ class MMFusionPipeline(Pipeline):
 
     def _check_cells(self, cells: dict[str, Any]) -> None:
         if not isinstance(text := cells.get("text", ""), str):
-            raise ValueError(f'"text" is of type {type(text).__name__}; allowed is a string')
+            advice = ": give a list of samples, each a dict" if isinstance(text, (list, tuple)) else ""
+            raise ValueError(f'"text" is of type {type(text).__name__}; allowed is a string{advice}')
         if not cells:
             raise ValueError(f"an empty sample: give at least one of {', '.join(self.processor.modalities)}")
         if lacking := [name for name in cells if name not in self.processor.modalities]:

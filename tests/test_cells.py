@@ -145,8 +145,17 @@ SOUNDS = {
     "no array but bytes": lambda f: {"array": None, "sampling_rate": None, "bytes": f.audio_bytes},
     "decoder": lambda f: Decoder(),
     "samples of a decoder": lambda f: Decoder().get_samples_played_in_range(0.0, 9.0),
+    "raw": lambda f: {"raw": TONE, "sampling_rate": RATE},
     "list of one": lambda f: [{"array": TONE, "sampling_rate": RATE}],
 }
+
+
+def test_the_rate_of_a_bare_array_may_stand_beside_it(classify, files):
+    expected = [classify({"audio": files.audio})]
+    for array in (TONE, TONE.tolist(), torch.from_numpy(TONE)):
+        assert_same([classify({"audio": array, "sampling_rate": RATE})], expected)
+    with pytest.raises(ValueError, match="sampling_rate"):
+        classify({"audio": TONE, "sampling_rate": None})
 
 
 @pytest.mark.parametrize("name", SOUNDS)
