@@ -53,6 +53,9 @@ else:
         def __post_init__(self, **kwargs):
             super().__init__(**kwargs)
 
+        def _get_non_default_generation_parameters(self):
+            return {}  # asked for when a model is saved; it would build a configuration without arguments
+
     def strict(cls: type) -> type:
         """Make a dataclass of a configuration and check its fields, like `@strict` since transformers 5.4."""
         for name, kind in cls.__annotations__.items():

@@ -170,9 +170,11 @@ class MMFusionConfig(DataclassConfig):
             if tower is not None:
                 # Where a tower was loaded from is the run's business, not the architecture's, and may be a local path.
                 tower._name_or_path = ""
+        self.__dict__["_is_built"] = False  # until all fields stand, labels that are set are not other labels
         super().__post_init__(**kwargs)
         if self.tasks is not None:
             self.take_tasks(self.tasks)
+        del self.__dict__["_is_built"]
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "MMFusionConfig":
@@ -212,7 +214,7 @@ class MMFusionConfig(DataclassConfig):
             value = self.pipelines_class(value)
         if key not in ("id2label", "problem_type") or not any(fields.get(name) for name in OF_THE_LABELS):
             return super().__setattr__(key, value)
-        before = self.meaning() if fields.get("id2label") else None  # None: still being built
+        before = self.meaning() if fields.get("id2label") and fields.get("_is_built", True) else None
         super().__setattr__(key, value)
         names = [name for task in self.tasks or () for name in output_names(task)]
         if before is not None and key == "id2label" and names and names != [*value.values()]:
@@ -309,7 +311,7 @@ class MMFusionConfig(DataclassConfig):
 
     def _alone(self, task: dict) -> "MMFusionConfig":
         one = copy.copy(self)
-        fields = {field: task.get(field, getattr(type(self), field)) for field in TASK_FIELDS}
+        fields = {field: task.get(field, getattr(type(self), field, None)) for field in TASK_FIELDS}
         label2id = {label: number for number, label in enumerate(task["labels"])}
         id2label = {number: label for label, number in label2id.items()}
         one.__dict__ |= {"tasks": None, "id2label": id2label, "label2id": label2id, **fields}

@@ -148,8 +148,8 @@ class MMFusionPipeline(Pipeline):
             push_to_hub: Whether to push to `repo_id`, by default the name of the folder.
             **kwargs: For `model.save_pretrained`, or with `push_to_hub` for the method of this name.
         """
-        options = {} if push_to_hub else kwargs
-        super().save_pretrained(save_directory, **options)
+        # The base class saves parts of the processor by themselves, one over the other, and not the processor.
+        self.model.save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         self.processor.save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs)

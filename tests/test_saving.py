@@ -175,6 +175,11 @@ def test_a_model_without_a_head_names_no_pipeline(folders):
     assert config["auto_map"] == AUTO_MAP and not config.get("custom_pipelines")
 
 
+def test_the_processor_has_one_file_besides_the_tokenizer_s(folders):
+    for way in ("source", *SAVED, *PUSHED):
+        assert not list((folders / way).glob("preprocessor_config.json")), way
+
+
 def test_all_files_are_pushed(folders, work):
     for files in json.loads((work / "pushed.json").read_text()).values():
         assert {*TRAVELLING, "config.json", "model.safetensors", "processor_config.json"} <= set(files)
