@@ -171,6 +171,9 @@ def check_balance(records: Records, labels: Labels, max_reported: int) -> Iterat
         return
     counts, train = labels.counts(0), records.splits[0]
     yield from _rare_labels(labels, counts, train)
+    if labels.map.problem_type == MULTI_LABEL:
+        for number, split in enumerate(records.splits):
+            yield from _constant_labels(labels, number, split)
     if labels.map.problem_type == SINGLE_LABEL:
         yield from _uneven(labels, counts, train)
     for number, split in enumerate(records.splits[1:], 1):
@@ -195,6 +198,16 @@ def _rare_labels(labels: Labels, counts: np.ndarray, train: Split) -> Iterator[F
             "warning" if counts[rare[0]] < _VERY_RARE else "note", "rare.label",
             f"{counted(len(rare), 'label has', 'labels have')} fewer than {_RARE} rows in {train.name}.",
             "Bring more rows of them, or put labels together.", len(rare), details=told,
+        )  # fmt: skip
+
+
+def _constant_labels(labels: Labels, number: int, split: Split) -> Iterator[Finding]:
+    known = int(np.isfinite(labels.encoded[number]).all(axis=1).sum())
+    always = [labels.map.names[at] for at in np.flatnonzero(labels.counts(number) == known)]
+    if always and known > 1:
+        yield Finding(
+            "warning", "constant.label", f"Every row of {split.name} has the label {_listed(always)}.",
+            "Who always says it is always right, so it flatters F1: leave it out, or bring rows without it.", known,
         )  # fmt: skip
 
 

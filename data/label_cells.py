@@ -222,11 +222,12 @@ def is_bits(items: list[Any]) -> bool:
 def vector_size(cells: Sequence[Any]) -> int | None:
     """Return the length of the vectors of 0 and 1 that a column holds; None where its lists hold names or classes.
 
-    A list of classes names none of them twice, so a list such as [0, 1, 0] is a vector. Where no list has anything
-    twice, the lists are vectors if they are all of one length: as classes, each row would have all of them.
+    A list of classes names none of them twice, so a list such as [0, 1, 0] is a vector, and one such as [-1, 1, -1] is
+    meant as one. Where no list has anything twice, the lists are vectors if they are all of one length: as classes,
+    each row would have all of them.
     """
     lists = [cell for cell in cells if isinstance(cell, list) and cell]
-    vectors = [cell for cell in lists if is_bits(cell)]
+    vectors = [cell for cell in lists if is_bits(cell) or _has_number_twice(cell)]
     if not lists or 2 * len(vectors) < len(lists):
         return None
     sizes = Counter(map(len, vectors))
@@ -235,6 +236,11 @@ def vector_size(cells: Sequence[Any]) -> int | None:
     if has_twice or (is_one_length and (len(lists[0]) > 1 or _holds_only(lists, (bool, float)))):
         return sizes.most_common(1)[0][0]
     return None
+
+
+def _has_number_twice(items: list[Any]) -> bool:
+    is_whole = all(isinstance(item, (int, float)) and float(item).is_integer() for item in items)
+    return is_whole and len(set(items)) < len(items)
 
 
 def _holds_only(lists: list[list[Any]], kinds: tuple[type, ...]) -> bool:

@@ -290,6 +290,8 @@ class LabelMap:
         """An empty text or list says that none of the labels holds; null says that it is not known."""
         if value is None:
             raise ValueError("the labels are missing. Fill the cell (an empty list means: none of them).")
+        if isinstance(value, str) and self.delimiter is None and value.strip()[:1] in ("[", "("):
+            raise ValueError(f"{value!r:.80} begins as a list and is not a whole one. Correct the cell.")
         items = value if isinstance(value, list) else [value]
         fraction = next((item for item in items if isinstance(item, float) and not item.is_integer()), None)
         if fraction is not None:

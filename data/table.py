@@ -170,7 +170,7 @@ def _first_number(dataset: "Dataset", modality: str) -> str:
     column = dataset.data.column(modality)
     if not pa.types.is_floating(column.type):
         return ""
-    row = pc.index(pc.fill_null(pc.is_finite(column), False), True).as_py()
+    row = pc.index(pc.fill_null(pc.invert(pc.is_nan(column)), False), True).as_py()
     return "" if row < 0 else f" ({column[row].as_py()!r} in row {row + 1})"
 
 

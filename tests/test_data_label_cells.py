@@ -138,6 +138,9 @@ def test_lists_of_classes_stay_lists_of_classes(table_of, cells, names):
         ([[0, 1, 1], [], [1, 0, 0]], r"row 2, column `label`: the vector \[\] is of length 0"),
         ([[0, 1, None], [1, 0, 0], [1, 1, 0]], r"row 1, column `label`: the vector .* holds None"),
         ([[0.25, 0.75], [0.5, 0.5]], r"row 1, column `label`: \[0\.25, 0\.75\] holds 0\.25, which is not a label"),
+        ([[-1, 1, -1], [1, 1, -1], [-1, 1, 1]], r"row 1, column `label`: the vector .* holds -1; allowed are 0 and 1"),
+        ([[2, 0, 0], [1, 1, 1], [0, 0, 3]], r"row 1, .* holds 2; allowed are 0 and 1"),
+        (["['a', 'b']", "['a', 'b", "[]"], r"row 2, column `label`: \"\['a', 'b\" begins as a list"),
         ([[1, 1, 0]] * 4, r"every row has label_0, label_1 in the column `label`.*nothing to tell apart"),
         ([[0, 0, 0]] * 4, r"every row has none of the labels"),
         ([["a", "b"]] * 3, r"every row has a, b in the column `label`"),
@@ -146,6 +149,14 @@ def test_lists_of_classes_stay_lists_of_classes(table_of, cells, names):
 def test_vectors_that_are_none_get_a_sentence_with_the_row(table_of, cells, message):
     with pytest.raises(ValueError, match=message):
         LabelMap.fit(table_of(cells))
+
+
+def test_the_doctor_finds_a_label_that_every_row_has(table_of):
+    from data import diagnose
+
+    tables = {"train": table_of(ROWS), "validation": table_of([[1, 1, 0], [0, 1, 0]], name="b")}
+    findings = [finding for finding in diagnose(tables, progress=False).findings if finding.code == "constant.label"]
+    assert len(findings) == 1 and "label_1" in findings[0].what and "validation" in findings[0].what
 
 
 def test_a_label_that_all_rows_have_or_none_is_told(table_of):

@@ -288,7 +288,8 @@ def open_rows(args, reads: Callable[[str], bool]) -> "tuple[TableRows | Streamed
         validation = _fitting(_readable(args, validation, reads).take(args.max_eval_samples), train)
         labels.encode_table(validation.table)  # an unknown label is said now, not after the first epoch
         for note in label_notes(validation.table, labels):
-            _say(note, file=sys.stderr)
+            if note.startswith("warning"):  # what vectors mean is told of the training rows
+                _say(note, file=sys.stderr)
     if labels.tasks is not None:
         for rows in (train, validation):
             labels.refuse_unlabelled(rows.table)
