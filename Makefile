@@ -6,13 +6,14 @@ OUT := outputs
 # On few cores, threads that spin for one another cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo app test test-slow test-upstream bench lint format clean
+.PHONY: help demo app test test-slow test-versions test-upstream bench lint format clean
 
 help:
 	@echo "make demo           train on the embedded demo set, evaluate, predict one sample"
 	@echo "make app            the page and the HTTP API on the demo model, at http://127.0.0.1:7860"
 	@echo "make test           the tests (offline)"
 	@echo "make test-slow      those that take minutes: a Space in a fresh environment, and the like"
+	@echo "make test-versions  our models in the oldest, the newest and two more versions of transformers (fetches these)"
 	@echo "make test-upstream  transformers' own common tests on our classes (fetches its source distribution)"
 	@echo "make bench          speed and memory of the demo model"
 	@echo "make format         ruff, both ways"
@@ -48,6 +49,11 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(TEST_ENV) $(PY) -m pytest -m slow
+
+# Which of them: VERSIONS="4.57.6 newest".
+test-versions: $(VENV)/.installed-dev
+	$(PY) tests/versions/matrix.py --install $(VERSIONS)
+	$(TEST_ENV) VERSIONS="$(VERSIONS)" $(PY) -m pytest tests/versions
 
 test-upstream: $(VENV)/.installed-upstream
 	$(TEST_ENV) $(PY) -m pytest -n 2 tests/upstream

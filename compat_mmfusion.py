@@ -21,6 +21,7 @@ for requirement in REQUIRES:
         require_version(requirement, f"MMFusion runs on {', '.join(REQUIRES)}: pip install --upgrade '{requirement}'")
 
 from huggingface_hub import dataclasses as hub_dataclasses  # noqa: E402 (first of all, the versions)
+from transformers import AutoTokenizer  # noqa: E402
 from transformers.processing_utils import ProcessorMixin  # noqa: E402
 
 try:
@@ -84,6 +85,19 @@ if is_torch_available():
 # == Processor: all its parts in one file since transformers 5 ========================================================
 
 if not hasattr(ProcessorMixin, "get_attributes"):
+    from transformers import PreTrainedTokenizerFast
+
+    class AutoTokenizer(AutoTokenizer):
+        """Loads a tokenizer that transformers 5 saved, also one of the class that is new there."""
+
+        @classmethod
+        def from_pretrained(cls, *args, **kwargs):
+            try:
+                return super().from_pretrained(*args, **kwargs)
+            except ValueError as error:
+                if "TokenizersBackend" not in str(error):
+                    raise
+                return PreTrainedTokenizerFast.from_pretrained(*args, **kwargs)
 
     class _Attributes:
         """The parts of a processor; of the class none, so that what the file says about them is handed on."""
@@ -113,6 +127,6 @@ if not hasattr(ProcessorMixin, "get_attributes"):
 
 
 __all__ = [
-    "PIL_BACKEND", "REQUIRES", "DataclassConfig", "PreTrainedConfig", "ProcessorMixin", "init", "record_outputs",
-    "strict",
+    "PIL_BACKEND", "REQUIRES", "AutoTokenizer", "DataclassConfig", "PreTrainedConfig", "ProcessorMixin", "init",
+    "record_outputs", "strict",
 ]  # fmt: skip

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
-from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature
+from transformers import AutoFeatureExtractor, BatchFeature
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by name, 5.4–5.17 want torchvision
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
 try:
     from .cells_mmfusion import is_empty, with_samples
     from .collating_mmfusion import MMFusionCollator, refuse_unknown_keywords
-    from .compat_mmfusion import PIL_BACKEND, ProcessorMixin
+    from .compat_mmfusion import PIL_BACKEND, AutoTokenizer, ProcessorMixin
     from .decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from .saving_mmfusion import register_code
 except ImportError:
@@ -26,7 +26,7 @@ except ImportError:
         raise
     from cells_mmfusion import is_empty, with_samples
     from collating_mmfusion import MMFusionCollator, refuse_unknown_keywords
-    from compat_mmfusion import PIL_BACKEND, ProcessorMixin
+    from compat_mmfusion import PIL_BACKEND, AutoTokenizer, ProcessorMixin
     from decoding_mmfusion import MIN_SECONDS, decode_audio, decode_image, to_rgb
     from saving_mmfusion import register_code
 try:
