@@ -424,7 +424,7 @@ def _other_files():
     from .cells_mmfusion import sample_of_row  # noqa: F401
     from .checks_mmfusion import check_inputs  # noqa: F401
     from .collating_mmfusion import refuse_unknown_keywords  # noqa: F401
-    from .containers_mmfusion import sound_parts  # noqa: F401
+    from .containers_mmfusion import Part  # noqa: F401
     from .decoding_mmfusion import decode_image  # noqa: F401
     from .explanation_mmfusion import explain_rows  # noqa: F401
     from .fusion_mmfusion import FUSIONS  # noqa: F401

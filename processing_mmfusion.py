@@ -494,7 +494,7 @@ def _other_files():
     """Name the other travelling files; never called, but read by `transformers`: see `saving_mmfusion`."""
     from .checks_mmfusion import check_inputs  # noqa: F401
     from .configuration_mmfusion import MMFusionConfig  # noqa: F401
-    from .containers_mmfusion import sound_parts  # noqa: F401
+    from .containers_mmfusion import Part  # noqa: F401
     from .explanation_mmfusion import explain_rows  # noqa: F401
     from .fusion_mmfusion import FUSIONS  # noqa: F401
     from .modeling_mmfusion import MMFusionModel  # noqa: F401
