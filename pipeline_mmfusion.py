@@ -9,11 +9,11 @@ This file travels to the Hub beside the weights; of the repository's files it im
 import collections.abc
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
@@ -137,7 +137,7 @@ class MMFusionPipeline(Pipeline):
         if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
             return super().__call__(_RowDataset(rows), **kwargs)
         if isinstance(rows, collections.abc.Iterable):
-            return super().__call__((row for row in rows), **kwargs)
+            return super().__call__(_RowStream(rows), **kwargs)
         return super().__call__(rows, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -446,6 +446,16 @@ class _RowDataset(Dataset):
 
     def __getitem__(self, number: int) -> Any:
         return self.rows[number]
+
+
+class _RowStream(IterableDataset):
+    """Rows without numbers; some versions of the base class would make a list of a generator."""
+
+    def __init__(self, rows: Iterable):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
 
 
 # -- what a modality says by itself -----------------------------------------------------------------------------------
