@@ -5,7 +5,7 @@ is asked again, for every subset of what a row has. Inside the modalities, gradi
 model that shares its weights: the model itself keeps its mode, its attention and its (missing) gradients, and other
 threads may use it meanwhile.
 
-This file travels to the Hub beside the weights; of the repository's files it imports none, the pipeline imports it.
+This file travels to the Hub beside the weights; the pipeline imports it.
 
 Shape legend: B rows, M = 3 modalities, S = 2^M subsets (row `SUBSETS.index(…)`), L labels, T tokens.
 """
@@ -17,11 +17,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
+try:
+    from .towers_mmfusion import audio_steps, frame_axis, hears_waveforms, time_scores
+except ImportError:
+    if __package__:  # inside the Hub cache this is a real failure: show it
+        raise
+    from towers_mmfusion import audio_steps, frame_axis, hears_waveforms, time_scores
+
 MODALITIES = ("text", "image", "audio")  # the columns of `modality_mask`
-MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values", "audio": "input_values"}
 MASKS = {"text": "attention_mask", "audio": "audio_attention_mask"}
 METHODS = ("integrated_gradients", "attention")
 WITH_ATTENTION = ("cross_attention", "bottleneck", "pairwise")  # the strategies of fusion that have weights to show
@@ -164,8 +171,9 @@ def _details(
     else:
         is_special = None if words is None else [word is None for word in words.word_of_token]
         scores, completeness = integrated_gradients(
-            model, inputs, encoder_outputs, label, modalities, num_steps=num_steps, is_special=is_special
-        )
+            model, inputs, encoder_outputs, label, modalities, num_steps=num_steps, is_special=is_special,
+            silence=_silence(processor, inputs) if "audio" in modalities else None,
+        )  # fmt: skip
     about: dict[str, Any] = {"completeness": completeness}
     if "text" in modalities:
         about["text"] = describe_text(words, scores["text"])
@@ -176,10 +184,31 @@ def _details(
         grid = pooled_pixels(grid, patch_size) if grid.ndim == 2 else token_grid(grid, seen, patch_size)
         about["image"] = describe_image(processor, cells["images"], grid, seen)
     if "audio" in modalities:
-        frames, rate = scores["audio"][: num_valid_frames(encoder_outputs)], processor.audio_sampling_rate
-        num_samples = int(inputs["audio_attention_mask"].sum())
-        about["audio"] = describe_audio(model.config.audio_config, frames, num_samples, rate)
+        about["audio"] = _sound(model, processor, inputs, encoder_outputs, scores["audio"], method)
     return about
+
+
+def _sound(model, processor, inputs: dict, encoder_outputs: Any, scores: torch.Tensor, method: str) -> dict:
+    """Stretches of the clip, from scores of tokens (T,) or of the frames of a spectrogram (N,)."""
+    config, rate = model.config.audio_config, processor.audio_sampling_rate
+    num_steps, of_tokens = int(inputs["audio_attention_mask"].sum()), method == "attention"
+    if hears_waveforms(config):
+        return describe_audio(config, scores[: num_valid_frames(encoder_outputs)], num_steps, rate)
+    hop, field = audio_steps(config)
+    num_samples = (num_steps - 1) * hop + field  # the clip's, to half a frame
+    scores = time_scores(config, scores) if of_tokens else scores
+    steps = audio_steps(config, of_tokens)
+    return describe_audio(config, scores[: -(-num_steps * hop // steps[0])], num_samples, rate, steps)
+
+
+def _silence(processor, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The spectrogram of a silent clip, of the shape of a row's own; None where the tower reads waveforms."""
+    if (own := inputs.get("input_features")) is None:
+        return None
+    rate = processor.audio_sampling_rate
+    nothing = np.zeros(round(processor.max_audio_seconds * rate), np.float32)
+    silent = processor(audio=[nothing], sampling_rate=rate)["input_features"].to(own)
+    return silent[tuple(slice(size) for size in own.shape)]
 
 
 # == The modalities ===================================================================================================
@@ -362,6 +391,7 @@ def integrated_gradients(
     *,
     num_steps: int = 32,
     is_special: Sequence[bool] | None = None,
+    silence: torch.Tensor | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """How much every token, pixel and frame of one row moved the score of a label.
 
@@ -378,6 +408,7 @@ def integrated_gradients(
         modalities: Which ones; all must be present.
         num_steps: Points of the path; the price is about three forward passes each.
         is_special: Of each text token; such tokens stay on the path. None: none is.
+        silence: Of a tower that reads spectrograms, that of a silent clip.
 
     Returns:
         Modality -> attributions: (T,) of the tokens, (H, W) of the pixels, (T,) of the frames; and the completeness
@@ -395,16 +426,17 @@ def integrated_gradients(
             "integrated gradients need `captum`: pip install captum. Without it, `method='attention'` or "
             "`details=False` explain, too."
         ) from error
-    path = _Path(private_copy(model), inputs, encoder_outputs, label, modalities, is_special)
+    path = _Path(private_copy(model), inputs, encoder_outputs, label, modalities, is_special, silence)
     with torch.enable_grad():
         parts = IntegratedGradients(path).attribute(
             path.ends, path.starts, n_steps=num_steps, internal_batch_size=STEPS_PER_CALL
         )
     with torch.no_grad():
         start, end = path(*path.starts).item(), path(*path.ends).item()
+    bands = 2 - frame_axis(model.config.audio_config) if silence is not None else 0  # the other axis of (N, mel)
+    axes = {"text": -1, "image": 0, "audio": bands}
     summed = {
-        name: part.detach()[0].float().sum(dim=-1 if name == "text" else 0)
-        for name, part in zip(path.modalities, parts, strict=True)
+        name: part.detach()[0].float().sum(dim=axes[name]) for name, part in zip(path.modalities, parts, strict=True)
     }
     return summed, _completeness(sum(part.sum().item() for part in summed.values()), start, end, num_steps)
 
@@ -416,13 +448,16 @@ class _Path:
     replaced by what hands out the points of the path.
     """
 
-    def __init__(self, model, inputs: dict, encoder_outputs: Any, label: int, modalities: Sequence[str], is_special):
-        self.model, self.label = model, label
+    def __init__(
+        self, model, inputs: dict, encoder_outputs: Any, label: int, modalities: Sequence[str], is_special,
+        silence: torch.Tensor | None,
+    ):  # fmt: skip
+        self.model, self.label, self.silence = model, label, silence
         self.modalities = [name for name in MODALITIES if name in modalities]
         self.inputs = {
             key: inputs[key].clone()  # a tensor of inference mode could not take part
             for name in self.modalities
-            for key in (MAIN_INPUTS[name], MASKS.get(name))
+            for key in (model.config.main_inputs[name], MASKS.get(name))
             if key in inputs
         }
         self.encoded = encoder_outputs
@@ -449,6 +484,8 @@ class _Path:
         return torch.zeros_like(pixels), pixels
 
     def _audio_ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.silence is not None:
+            return self.silence, self.inputs["input_features"]
         tower = self.model.base_model.audio_encoder
         front, seen = tower.feature_extractor, []
         # What `encode` hands to the front is the clip as the tower hears it: padded to a frame, padding silenced.
@@ -466,6 +503,8 @@ class _Path:
         for name, point in zip(self.modalities, points, strict=True):
             if name == "image":
                 inputs["pixel_values"] = point
+            elif name == "audio" and self.silence is not None:
+                inputs["input_features"] = point
             else:
                 self.given[name].output = point
         logits = self.model(encoder_outputs=self._with_kept(self.model.encode(**inputs))).logits
@@ -691,7 +730,9 @@ def num_valid_frames(encoder_outputs: Any) -> int:
     return int(encoder_outputs.token_mask[0, is_audio].sum())
 
 
-def describe_audio(audio_config, scores: torch.Tensor, num_samples: int, sampling_rate: int) -> dict:
+def describe_audio(
+    audio_config, scores: torch.Tensor, num_samples: int, sampling_rate: int, steps: tuple[int, int] | None = None
+) -> dict:
     """`{"segments": [{"start", "end", "score"}], "seconds"}`: stretches without gaps over the whole clip.
 
     Args:
@@ -699,10 +740,9 @@ def describe_audio(audio_config, scores: torch.Tensor, num_samples: int, samplin
         scores: (T,) of the frames that hear the clip.
         num_samples: Of the clip.
         sampling_rate: Hz.
+        steps: Samples between the scores and in each of them; None: as the tower's front cuts waveforms.
     """
-    hop, field = math.prod(audio_config.conv_stride), 1
-    for kernel, stride in zip(reversed(audio_config.conv_kernel), reversed(audio_config.conv_stride), strict=True):
-        field = (field - 1) * stride + kernel
+    hop, field = audio_steps(audio_config) if steps is None else steps
     together = -(-len(scores) // MAX_SEGMENTS)
     # Frames overlap: the border between two lies halfway between their centres.
     borders = [(i * hop + (field - hop) / 2) / sampling_rate for i in range(0, len(scores), together)]

@@ -349,6 +349,32 @@ def frame_axis(config) -> int:
     return 2 if config.model_type == "whisper" else 1
 
 
+def audio_steps(config, of_tokens: bool = False) -> tuple[int, int]:
+    """Return samples from one step to the next, and samples that a step hears: frames of a spectrogram, or tokens.
+
+    A frame of Whisper stands around its sample, so that it hears none beyond; waveforms have tokens only.
+    """
+    if hears_waveforms(config):
+        return math.prod(config.conv_stride), receptive_field(config)
+    hop, field = {"whisper": (160, 0), "wav2vec2-bert": (320, 560)}.get(config.model_type, (160, 400))
+    if not of_tokens:
+        return hop, field
+    if config.model_type == "whisper":
+        return 2 * hop, field
+    if config.model_type == "audio-spectrogram-transformer":
+        return config.time_stride * hop, field + (config.patch_size - 1) * hop
+    together = config.adapter_stride**config.num_adapter_layers if config.add_adapter else 1
+    return together * hop, field + (together - 1) * hop
+
+
+def time_scores(config, scores: torch.Tensor) -> torch.Tensor:
+    """Return (T,) scores, in the order of time, of the tokens that hear a clip; patches of one time are summed up."""
+    if config.model_type != "audio-spectrogram-transformer":
+        return scores
+    num_bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return scores[2:].view(num_bands, -1).sum(dim=0)
+
+
 def _without_padding(config, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Put in place of whatever lies under the mask what the feature extractor pads a clip with."""
     if config.model_type == "whisper":
