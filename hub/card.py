@@ -4,6 +4,7 @@ Unusual: nothing is typed by hand, and no number stands in a card that the files
 run lacks something, the card is silent about it instead of guessing. The metadata is made in `hub/metadata.py`.
 """
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from metrics.coverage import shown_points
 from metrics.subsets import COLUMNS, METRIC_MODULES, warnings
 from metrics.thresholds import MIN_POSITIVES
 
+ROOT = Path(__file__).parents[1]
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 WORDS = {"text": "text", "image": "pictures", "audio": "sound"}
 MAX_LISTED_LABELS = 100
@@ -105,6 +107,7 @@ def _context(
         "revision": revision,
         "code": code_snippets(facts, repo_id or f"path/to/{facts.name}", revision),
         "single_modality": WORDS[facts.modalities[-1]],
+        "requires": ", ".join(map(code_span, required_versions())),
         "code_files": ", ".join(map(code_span, facts.code_files)),
         "measured": _measured(facts),
         "tasks": [_results(one, pictures) for one in tasks],
@@ -114,6 +117,13 @@ def _context(
         "limits": list(_limits(facts)),
         "licence": _licence(facts.training),
     }
+
+
+def required_versions() -> list[str]:
+    """Give what the travelling files check when they are imported, read from their text: none of them is imported."""
+    tree = ast.parse((ROOT / "compat_mmfusion.py").read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+    return list(next(ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "REQUIRES"))
 
 
 def _results(facts: FolderFacts, pictures: Sequence[str]) -> dict:

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from test_evaluation import LABELS, make_processor
 
+from compat_mmfusion import REQUIRES
 from hub.card import render_model_card
 from hub.facts import read_facts
 from hub.markdown import escaped
@@ -121,7 +122,7 @@ def test_no_number_stands_in_a_card_that_the_files_do_not_hold(make, problem):
     details |= {"absolute_error_quantiles": {"0.5": 0.123, "0.9": 4.56}} if problem == "regression" else {}
     folder = make(problem, metrics=details)
     card = render_model_card(folder, repo_id="user/animals", revision="f00d", space_id="user/show")
-    held = list(numbers_of([json.loads(path.read_text()) for path in folder.glob("*.json")]))
+    held = list(numbers_of([*REQUIRES, *(json.loads(path.read_text()) for path in folder.glob("*.json"))]))
     held += [float(len(LABELS)), 9.0]  # how many labels `id2label` and epochs `metrics.json` list
     found = [
         (match[0].replace(",", ""), card[match.end() : match.end() + 1] == "%") for match in NUMBER.finditer(card)
@@ -391,3 +392,9 @@ def test_the_facts_of_a_real_folder_are_read(tmp_path):
     card = render_model_card(tmp_path / "m")
     for path in (tmp_path / "m").glob("*.py"):  # those that are only imported, too
         assert f"`{path.name}`" in card
+
+
+def test_the_card_names_the_versions_that_the_code_checks(make):
+    card = str(render_model_card(make()))
+    for requirement in REQUIRES:
+        assert f"`{requirement}`" in card
