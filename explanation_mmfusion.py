@@ -225,7 +225,7 @@ def subset_scores(model, encoder_outputs: Any) -> torch.Tensor:
         encoder_outputs: From `model.encode`.
 
     Returns:
-        (B, S, L) float64 scores; row 0 of S is "nothing present", the last one everything the row has.
+        (B, S, L) float64 scores on the CPU (MPS has no float64); row 0 of S is "nothing present", the last one everything the row has.
 
     Raises:
         ValueError: When a score is NaN or infinite.
@@ -237,14 +237,15 @@ def subset_scores(model, encoder_outputs: Any) -> torch.Tensor:
     is_possible = numbers == torch.arange(len(SUBSETS), device=presence.device)
     rows, chosen = is_possible.nonzero(as_tuple=True)
     logits = torch.cat([
-        model(encoder_outputs=_rows_of(encoder_outputs, some), modality_mask=subsets[which]).logits.double()
+        model(encoder_outputs=_rows_of(encoder_outputs, some), modality_mask=subsets[which]).logits.cpu().double()
         for some, which in zip(*(x.split(_rows_a_call(encoder_outputs)) for x in (rows, chosen)), strict=True)
     ])  # fmt: skip
     scores = scores_of(logits, score_function(model.config))
     if not scores.isfinite().all():
         raise ValueError("the model answered with NaN or infinite scores; its weights are damaged or overflow")
     table = scores.new_zeros(*numbers.shape, scores.shape[-1])
-    table[rows, chosen] = scores
+    table[rows.cpu(), chosen.cpu()] = scores
+    numbers = numbers.cpu()
     return table.gather(1, numbers[..., None].expand_as(table))
 
 

@@ -7,6 +7,7 @@ Shape letters: B batch, T tokens, N samples of sound, C channels, H and W height
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -502,5 +503,10 @@ def _other_files():
     from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401
     from .towers_mmfusion import build_tower  # noqa: F401
 
+
+# As the import system does and the loader of `transformers` does not. Without it `dill`, hence `Dataset.map`, takes the
+# classes apart instead of naming them, and a result is not found in the cache again.
+if __package__ in sys.modules:
+    setattr(sys.modules[__package__], __name__.rpartition(".")[2], sys.modules[__name__])
 
 __all__ = ["MODALITIES", "MMFusionProcessor", "MMFusionProcessorKwargs", "decode_audio", "decode_image"]

@@ -245,7 +245,7 @@ def run_text_tower(
 def run_image_tower(tower: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden state (P, T, C) or feature map (P, C, H, W) of pictures, and a mask (P, T) of ones."""
     # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
-    is_alone = len(pixel_values) == 1 and takes_batch_statistics(tower)
+    is_alone = takes_batch_statistics(tower) and len(pixel_values) == 1
     with eval_mode(tower) if is_alone else contextlib.nullcontext():
         output = tower(
             pixel_values=pixel_values.to(tower.dtype), return_dict=True, **_in_order(tower.config, pixel_values)

@@ -58,7 +58,7 @@ def embed_batch(
         fused = model.mmfusion.fuse(encoded, kept).pooler_output.float()  # (B, D)
         results["vectors", subset_name(subset)] = F.normalize(fused, dim=-1) * kept.any(dim=1, keepdim=True)
         if with_logits:
-            results["logits", subset_name(subset)] = model(encoder_outputs=encoded, modality_mask=kept).logits.double()
+            results["logits", subset_name(subset)] = model(encoder_outputs=encoded, modality_mask=kept).logits.float()
     return results
 
 
