@@ -225,7 +225,8 @@ def subset_scores(model, encoder_outputs: Any) -> torch.Tensor:
         encoder_outputs: From `model.encode`.
 
     Returns:
-        (B, S, L) float64 scores on the CPU (MPS has no float64); row 0 of S is "nothing present", the last one everything the row has.
+        (B, S, L) float64 scores on the CPU, for MPS has no float64; row 0 of S is "nothing present", the last one
+        everything the row has.
 
     Raises:
         ValueError: When a score is NaN or infinite.

@@ -504,8 +504,8 @@ def _other_files():
     from .towers_mmfusion import build_tower  # noqa: F401
 
 
-# As the import system does and the loader of `transformers` does not. Without it `dill`, hence `Dataset.map`, takes the
-# classes apart instead of naming them, and a result is not found in the cache again.
+# As the import system does and the loader of `transformers` does not. Without it `dill`, hence `Dataset.map`, takes
+# the classes apart instead of naming them, and a result is not found in the cache again.
 if __package__ in sys.modules:
     setattr(sys.modules[__package__], __name__.rpartition(".")[2], sys.modules[__name__])
 
