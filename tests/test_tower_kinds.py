@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from modeling_mmfusion import MMFusionForSequenceClassification
 from pipeline_mmfusion import MMFusionPipeline
 from processing_mmfusion import MMFusionProcessor
 from towers_mmfusion import build_tower, run_image_tower, tower_width, why_not
+from training.setup import describe_checkpointing
 
 # One of each way in which a tower is run: masked, by length, a feature map, tuples from embeddings, measured width, a
 # masked autoencoder, an adapter, a spectrogram of one length and one of any.
@@ -83,6 +85,15 @@ def test_checkpointing_does_not_ask_embeddings_that_return_tuples_for_a_gradient
     model.activation_checkpointing_enable()
     model(pixel_values=torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
     assert all(p.grad is not None for p in model.mmfusion.vision_encoder.parameters())
+
+
+@pytest.mark.parametrize(("family", "num_sentences"), [("resnet", 1), ("vit", 0)])
+def test_a_tower_that_cannot_be_checkpointed_is_named(family, num_sentences):
+    model = classifier(vision_config=tiny_config(family))
+    model.activation_checkpointing_enable()
+    towers = SimpleNamespace(encoders={"image": model.mmfusion.vision_encoder})
+    said = describe_checkpointing(SimpleNamespace(activation_checkpointing=True), model, towers)
+    assert len(said) == num_sentences and all("the image tower (ResNetModel)" in sentence for sentence in said)
 
 
 # -- spectrograms -----------------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ def set_up(args, accelerator, keeper) -> Setup:
     keeper.take_rows(train_rows, validation_rows)
     model = start.model(towers, labels)
     say(accelerator, describe_model(model, towers, start.origin))
+    for sentence in describe_checkpointing(args, model, towers):
+        say(accelerator, sentence)
     for sentence in weigh_labels(args, model, train_rows, labels):
         say(accelerator, sentence)
     if teacher is not None:
@@ -108,6 +110,19 @@ def describe_model(model, towers, origin: str) -> str:
         frozen = "" if trained == size else f", {trained:.2f} M trainable" if trained else ", frozen"
         lines.append(f"  {name:<7}{size:8.2f} M parameters  {type(part).__name__}, {origin}{frozen}")
     return "\n".join(lines)
+
+
+def describe_checkpointing(args, model, towers) -> list[str]:
+    """Name the towers that `--activation_checkpointing` leaves as they are, since they have no layers for it."""
+    if not args.activation_checkpointing:
+        return []
+    each = {modality: getattr(model.mmfusion, TOWERS[modality]) for modality in towers.encoders}
+    return [
+        f"--activation_checkpointing: the {modality} tower ({type(tower).__name__}) keeps its activations: "
+        "transformers has no checkpointing for it"
+        for modality, tower in each.items()
+        if not any(getattr(module, "gradient_checkpointing", False) for module in tower.modules())
+    ]
 
 
 def say(accelerator, text: str):
