@@ -33,6 +33,7 @@ try:
     from .compat_mmfusion import init
     from .configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig
     from .fusion_mmfusion import FUSIONS
+    from .loading_mmfusion import load_tower
     from .objectives_mmfusion import (
         GradientSurgery,
         ScaledGradient,
@@ -52,7 +53,6 @@ try:
         build_tower,
         frame_axis,
         grid_positions,
-        load_tower,
         max_text_tokens,
         run_audio_tower,
         run_image_tower,
@@ -76,6 +76,7 @@ except ImportError:
     from compat_mmfusion import init
     from configuration_mmfusion import TOWER_CONFIGS, MMFusionConfig  # flat checkout: train.py, tests
     from fusion_mmfusion import FUSIONS
+    from loading_mmfusion import load_tower
     from objectives_mmfusion import (
         GradientSurgery,
         ScaledGradient,
@@ -95,7 +96,6 @@ except ImportError:
         build_tower,
         frame_axis,
         grid_positions,
-        load_tower,
         max_text_tokens,
         run_audio_tower,
         run_image_tower,
@@ -242,20 +242,22 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             image: The same for a ViT-like or ResNet-like encoder.
             audio: The same for an encoder of waveforms (Wav2Vec2-like) or of spectrograms (Whisper's, AST …).
             encoder_kwargs: Passed to `from_pretrained` of every tower that is loaded (`token`, `revision`,
-                `cache_dir` …).
+                `cache_dir` …); `allow_missing_weights=True` lets weights that a checkpoint lacks start at random.
             **config_kwargs: Fields of `MMFusionConfig`.
 
         Returns:
             A model in training mode, its towers holding the weights they came with.
 
         Raises:
-            ValueError: When no encoder is given.
+            ValueError: When no encoder is given, or weights of one are missing or of another size.
         """
         sources = {"text": text, "image": image, "audio": audio}
         if all(source is None for source in sources.values()):
             raise ValueError("`from_encoders` needs at least one of `text`, `image`, `audio`, got none of them")
         towers = {
-            modality: source if isinstance(source, nn.Module) else load_tower(source, **(encoder_kwargs or {}))
+            modality: source
+            if isinstance(source, nn.Module)
+            else load_tower(source, modality, **(encoder_kwargs or {}))
             for modality, source in sources.items()
             if source is not None
         }

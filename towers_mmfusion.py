@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 try:
     from .configuration_mmfusion import SPECTROGRAMS
@@ -124,7 +124,7 @@ def has_fixed_length(config) -> bool:
     return config.model_type in ("whisper", "audio-spectrogram-transformer")
 
 
-# == Building and loading =============================================================================================
+# == Building ========================================================================================================
 
 
 def tower_width(config) -> int:
@@ -192,18 +192,6 @@ def build_tower(config) -> PreTrainedModel:
     """A tower with fresh weights. `trust_remote_code` is never forwarded: a tower is a `transformers` class."""
     found = tower_class(config)
     return found._from_config(config, **without_pooler(found))
-
-
-def load_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """A pretrained tower from a Hub id or folder: in float32, from safetensors only, never with code of its own."""
-    kwargs["trust_remote_code"] = False
-    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-    kwargs = {"dtype": torch.float32, "use_safetensors": True, **kwargs}
-    if config.model_type in ENCODERS:
-        parts = {r"^(model\.)?encoder\.": ""}  # names in a checkpoint of the whole
-        return tower_class(config).from_pretrained(name_or_path, config=config, key_mapping=parts, **kwargs)
-    pooler = without_pooler(tower_class(config))
-    return AutoModel.from_pretrained(name_or_path, config=config, **kwargs, **pooler)
 
 
 # == Running ==========================================================================================================

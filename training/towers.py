@@ -5,6 +5,7 @@ ResNet (a small ViT needs far more rows to learn from scratch); the waveform is 
 first stride instead of seven, and the first of them starts as a filterbank, as an ear would, instead of as noise.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
-    AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoTokenizer,
@@ -29,12 +30,22 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+from transformers.utils import cached_file
 
 from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
-from modeling_mmfusion import TOWERS
+from loading_mmfusion import load_tower, tower_config
+from modeling_mmfusion import RUN, TOWERS
 from processing_mmfusion import MMFusionProcessor
-from towers_mmfusion import build_tower, hears_waveforms, load_tower, max_text_tokens, reads_mask, why_not
+from towers_mmfusion import (
+    build_tower,
+    hears_waveforms,
+    max_text_tokens,
+    reads_mask,
+    tower_tokens,
+    tower_width,
+    why_not,
+)
 from training.continuing import load_processor, load_weights
 
 BASE = {
@@ -80,6 +91,7 @@ def make_towers(
     max_audio_seconds: float,
     mask_time_prob: float = 0.05,
     mask_feature_prob: float = 0.0,
+    allow_missing_weights: bool = False,
 ) -> Towers:
     """Load the towers that have a name, and make tiny ones for the others.
 
@@ -94,6 +106,7 @@ def make_towers(
         max_audio_seconds: Seconds that are kept of a sound.
         mask_time_prob: Share of the frames that SpecAugment masks in a tiny audio tower while it trains.
         mask_feature_prob: The same for the channels.
+        allow_missing_weights: Whether weights that a checkpoint lacks may start at random.
 
     Raises:
         FileNotFoundError: When a name is the path of a folder that is not there.
@@ -104,7 +117,7 @@ def make_towers(
     for modality in modalities:
         name = names[modality]
         if name is not None:
-            parts[modality], encoders[modality] = load_pretrained(modality, name)
+            parts[modality], encoders[modality] = load_pretrained(modality, name, allow_missing_weights)
             pretrained[modality] = name
         elif modality == "text":
             parts[modality] = train_tokenizer(texts, vocab_size, max_text_length)
@@ -130,7 +143,7 @@ def make_towers(
     return Towers(encoders, processor, pretrained)
 
 
-def load_pretrained(modality: str, name: str) -> tuple:
+def load_pretrained(modality: str, name: str, allow_missing_weights: bool = False) -> tuple:
     """(What prepares its inputs, a pretrained tower); the weights, which may be gigabytes, come last."""
     flag = f"--{modality}_model_name_or_path {name}"
     is_path = name.count("/") > 1 or name.startswith((".", "~"))
@@ -141,7 +154,7 @@ def load_pretrained(modality: str, name: str) -> tuple:
     if settings.get("model_type") == MMFusionConfig.model_type:
         return load_part(modality, name, MMFusionConfig.from_dict(settings))
     with _one_sentence(flag, "configuration"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = tower_config(name, modality)
     if reason := why_not(config, modality):
         raise ValueError(
             f"{flag}: a `{config.model_type}` model cannot be the {modality} tower; give {KINDS[modality]}: {reason}"
@@ -151,7 +164,46 @@ def load_pretrained(modality: str, name: str) -> tuple:
     if modality == "text":
         _check_vocabulary(flag, part, config)
     with _one_sentence(flag, "weights"):
-        return part, load_tower(name)
+        tower = load_tower(name, modality, allow_missing_weights=allow_missing_weights)
+    check_one_row(flag, modality, part, tower)
+    return part, tower
+
+
+@torch.no_grad()
+def check_one_row(flag: str, modality: str, part, tower: PreTrainedModel):
+    """Run a tower on one row that its preprocessor made, so that what does not fit is known before the training.
+
+    Raises:
+        ValueError: It cannot be run, or its tokens are not finite or not as many as its mask.
+    """
+    was_training = tower.training
+    try:
+        hidden, mask = RUN[modality](tower.eval(), *_one_row(modality, part))
+        tokens = tower_tokens(hidden)  # (1, T, C)
+        if tokens.shape[:2] != mask.shape or tokens.shape[2] != tower_width(tower.config):
+            raise ValueError(f"tokens {tuple(tokens.shape)} for a mask {tuple(mask.shape)}")
+        if not tokens[mask.bool()].isfinite().all():
+            raise ValueError("its outputs are not finite")
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{flag}: the {modality} tower cannot read what its {PREPROCESSORS[modality]} makes of one row "
+            f"({first_line(error)}); give the {PREPROCESSORS[modality]} that belongs to it"
+        ) from error
+    finally:
+        tower.train(was_training)
+
+
+def _one_row(modality: str, part) -> tuple[torch.Tensor, ...]:
+    """A text, a grey picture or a second of noise as `RUN` takes it."""
+    if modality == "text":
+        made = part(["one row"], return_tensors="pt")
+        return made["input_ids"], made.get("attention_mask")
+    if modality == "image":
+        return (part(images=[Image.new("RGB", (64, 64), "gray")], return_tensors="pt")["pixel_values"],)
+    noise = np.random.default_rng(0).normal(size=part.sampling_rate).astype(np.float32)
+    made = part([noise], sampling_rate=part.sampling_rate, return_attention_mask=True, return_tensors="pt")
+    mask = made.get("attention_mask")
+    return made[part.model_input_names[0]], mask
 
 
 def load_part(modality: str, name: str, config: MMFusionConfig) -> tuple:
@@ -168,12 +220,27 @@ def load_preprocessor(modality: str, name: str, config: PreTrainedConfig):
     if modality == "text":
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if modality == "image":
+        if not _has_preprocessor(name) and isinstance(getattr(config, "image_size", None), int):
+            side = config.image_size
+            print(
+                f"{name}: no preprocessor_config.json; pictures of {side}×{side}, normalised by 0.5", file=sys.stderr
+            )
+            return ViTImageProcessor(size={"height": side, "width": side})
         return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-    extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+    if not _has_preprocessor(name) and hears_waveforms(config):
+        print(f"{name}: no preprocessor_config.json; waveforms of 16 kHz, normalised", file=sys.stderr)
+        extractor = Wav2Vec2FeatureExtractor(sampling_rate=16_000)
+    else:
+        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     # Layer-norm towers read the mask, whether or not their extractor was saved with it; group-norm ones must not.
     if hears_waveforms(config):
         extractor.return_attention_mask = reads_mask(config)
     return extractor
+
+
+def _has_preprocessor(name: str) -> bool:
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return any(cached_file(name, file, **quiet) for file in ("preprocessor_config.json", "processor_config.json"))
 
 
 @contextmanager
