@@ -1,0 +1,44 @@
+"""Training and use on an accelerator: `make test-gpu`. MMFUSION_TEST_DEVICE=cpu runs the same steps without one."""
+
+import os
+
+import pytest
+import torch
+from conftest import make_inputs, make_model, model_config
+
+DEVICE = os.environ.get("MMFUSION_TEST_DEVICE", "cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+def on_device():
+    return {name: tensor.to(DEVICE) for name, tensor in make_inputs().items()}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_two_steps_change_the_weights_and_stay_finite(dtype, compiled):
+    model = make_model(model_config()).to(DEVICE).train()
+    call = torch.compile(model, backend="inductor" if DEVICE == "cuda" else "eager") if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = model.classifier.weight.detach().clone()
+    for _ in range(2):
+        with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != torch.float32):
+            loss = call(**on_device(), labels=LABELS.to(DEVICE)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert loss.isfinite()
+    assert not torch.equal(model.classifier.weight, before)
+
+
+def test_calibrated_logits_equal_those_of_the_cpu():
+    config = model_config(temperatures={"text": 2.0, "text+image": 0.5}, balance="mmpareto")
+    model = make_model(config)
+    with torch.no_grad():
+        expected = model(**make_inputs()).logits
+        found = model.to(DEVICE)(**on_device()).logits.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
