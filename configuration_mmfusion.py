@@ -428,7 +428,7 @@ def _other_files():
     from .decoding_mmfusion import decode_image  # noqa: F401
     from .explanation_mmfusion import explain_rows  # noqa: F401
     from .fusion_mmfusion import FUSIONS  # noqa: F401
-    from .loading_mmfusion import load_tower  # noqa: F401
+    from .loading_mmfusion import tower_config  # noqa: F401
     from .modeling_mmfusion import MMFusionModel  # noqa: F401
     from .objectives_mmfusion import row_losses  # noqa: F401
     from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401

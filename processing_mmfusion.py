@@ -491,6 +491,11 @@ def _with_zeros_for_empty(column: list, filled: np.ndarray) -> np.ndarray:
     return result
 
 
+# As the import system does and the loader of `transformers` does not. Without it `dill`, hence `Dataset.map`, takes
+# the classes apart instead of naming them, and a result is not found in the cache again.
+if __package__ in sys.modules:
+    setattr(sys.modules[__package__], __name__.rpartition(".")[2], sys.modules[__name__])
+
 def _other_files():
     """Name the other travelling files; never called, but read by `transformers`: see `saving_mmfusion`."""
     from .checks_mmfusion import check_inputs  # noqa: F401
@@ -498,16 +503,11 @@ def _other_files():
     from .containers_mmfusion import Part  # noqa: F401
     from .explanation_mmfusion import explain_rows  # noqa: F401
     from .fusion_mmfusion import FUSIONS  # noqa: F401
-    from .loading_mmfusion import load_tower  # noqa: F401
+    from .loading_mmfusion import tower_config  # noqa: F401
     from .modeling_mmfusion import MMFusionModel  # noqa: F401
     from .objectives_mmfusion import row_losses  # noqa: F401
     from .pipeline_mmfusion import MMFusionPipeline  # noqa: F401
     from .towers_mmfusion import build_tower  # noqa: F401
 
-
-# As the import system does and the loader of `transformers` does not. Without it `dill`, hence `Dataset.map`, takes
-# the classes apart instead of naming them, and a result is not found in the cache again.
-if __package__ in sys.modules:
-    setattr(sys.modules[__package__], __name__.rpartition(".")[2], sys.modules[__name__])
 
 __all__ = ["MODALITIES", "MMFusionProcessor", "MMFusionProcessorKwargs", "decode_audio", "decode_image"]
