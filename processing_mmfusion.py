@@ -496,6 +496,7 @@ def _with_zeros_for_empty(column: list, filled: np.ndarray) -> np.ndarray:
 if __package__ in sys.modules:
     setattr(sys.modules[__package__], __name__.rpartition(".")[2], sys.modules[__name__])
 
+
 def _other_files():
     """Name the other travelling files; never called, but read by `transformers`: see `saving_mmfusion`."""
     from .checks_mmfusion import check_inputs  # noqa: F401
