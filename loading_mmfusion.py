@@ -1,174 +1,165 @@
-# NOTE: read NOTE_FROM_THE_LEAD.txt in this folder first.
-"""Loading of a pretrained tower: which files, which of their names, and that every weight has arrived.
+"""Pretrained towers as they are published: which files hold the weights, by which names, and whether all arrived.
 
-Weights are read from safetensors, else from `.bin` through torch's restricted loader, which runs no code of the file.
-A tower that is part of another checkpoint (CLIP's vision, a model under a wrapper) is taken out of it.
+`transformers` fills what a checkpoint lacks with random numbers and says so in a log line. Here a tower is whole or an
+error: weights under a prefix of their own are found, and what is missing is named.
 
 This file travels to the Hub beside the weights.
 """
 
-import json
+import contextlib
+import os
 import pickle
 import re
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
-from transformers.modeling_utils import load_state_dict
-from transformers.utils import cached_file
-from transformers.utils import logging as hf_logging
+from transformers.utils import logging
 
 try:
-    from .towers_mmfusion import tower_class, without_pooler
+    from .towers_mmfusion import tower_class, why_not, without_pooler
 except ImportError:
     if __package__:  # inside the Hub cache this is a real failure: show it
         raise
-    from towers_mmfusion import tower_class, without_pooler
+    from towers_mmfusion import tower_class, why_not, without_pooler
 
-logger = hf_logging.get_logger(__name__)
+logger = logging.get_logger(__name__)
 
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-OF_THE_HUB = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-SUB_CONFIGS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
-# What the tokens of a tower do not depend on: heads, poolers, masks of pretraining.
-NOT_NEEDED = re.compile(
-    r"(^|\.)(pooler|head|lm_head|classifier|masked_spec_embed|mask_token|position_ids|num_batches_tracked)(\.|$)"
+# A model of several encoders has the configuration of each in a field.
+PARTS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
+# Weights that no tower here uses: poolers, masked inputs of a pretraining, counters, and positions that are computed.
+UNUSED = re.compile(
+    r"(^|\.)(pooler|masked_spec_embed|mask_token|position_ids|num_batches_tracked|relative_position_index)(\.|$)"
 )
-SHOWN = 3
+MAX_NAMED = 3
 
 
-def tower_config(name_or_path: str, modality: str | None = None, **kwargs):
-    """Return the configuration of a tower; of a model of several modalities (CLIP, SigLIP) that of its part.
+def load_tower_config(name_or_path: str, modality: str | None = None, **kwargs):
+    """Load the configuration of a tower; of a model of several encoders (CLIP, SigLIP) that of the encoder asked for.
 
     Args:
-        name_or_path: Folder or Hub id.
-        modality: `text`, `image` or `audio`; None: the configuration as it is.
-        **kwargs: Passed to `AutoConfig.from_pretrained`.
+        name_or_path: Hub id or folder.
+        modality: `text`, `image` or `audio`; None: the model is the tower.
+        **kwargs: For `AutoConfig.from_pretrained`.
     """
     config = AutoConfig.from_pretrained(name_or_path, **{**kwargs, "trust_remote_code": False})
-    parts = getattr(type(config), "sub_configs", None) or {}
-    part = getattr(config, SUB_CONFIGS.get(modality, ""), None)
-    return config if part is None or not {"text_config", "vision_config"} <= set(parts) else part
+    if modality is not None and why_not(config, modality):
+        part = getattr(config, PARTS[modality], None)
+        if part is not None and why_not(part, modality) is None:
+            return part
+    return config
 
 
 def load_tower(
     name_or_path: str, modality: str | None = None, *, allow_missing_weights: bool = False, **kwargs
 ) -> PreTrainedModel:
-    """Load a pretrained tower in float32; never with code of its own.
+    """Load a pretrained tower, in float32, never with code of its own and never from a plain pickle.
+
+    Weights are taken from safetensors files, else from `pytorch_model.bin` through torch's restricted loader.
 
     Args:
-        name_or_path: Folder or Hub id.
-        modality: What is taken out of a model of several modalities.
-        allow_missing_weights: Whether weights that are missing or of other sizes may start at random.
-        **kwargs: Passed to `from_pretrained` (`token`, `revision`, `cache_dir`, `dtype` …).
+        name_or_path: Hub id or folder.
+        modality: `text`, `image` or `audio`; chooses the encoder of a model of several.
+        allow_missing_weights: Whether weights that the checkpoint lacks, or has in other sizes, start random.
+        **kwargs: For `from_pretrained` (`token`, `revision`, `cache_dir` …).
 
     Raises:
-        OSError: There are no weights that can be read.
-        ValueError: They are no state dict, or not those of the tower.
+        ValueError: Weights are missing or of other sizes, or the file holds something else than weights.
+        OSError: There are none.
     """
-    kwargs.pop("trust_remote_code", None)
-    hub = {name: kwargs.pop(name) for name in OF_THE_HUB if name in kwargs}
-    config = tower_config(name_or_path, modality, **hub)
-    state = read_weights(name_or_path, **hub)
-    options = {"dtype": torch.float32, **kwargs}
-    tower, lacking = _fill(config, state, options)
-    prefix = _prefix_of(tower, state) if lacking else ""
-    if prefix:
-        stripped = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        other, still = _fill(config, stripped, options)
-        if len(still) < len(lacking):
-            logger.info(f"{name_or_path}: the tower's weights are those under `{prefix}`")
-            tower, lacking = other, still
-    if lacking:
-        _report(name_or_path, config, lacking, state, allow_missing_weights)
+    config = load_tower_config(name_or_path, modality, **kwargs)
+    tower, missing, info = _load(name_or_path, config, kwargs)
+    base = type(tower).base_model_prefix  # which transformers 4 has taken off the names by then
+    for prefix in (base_prefix + found for found in _prefixes(info, missing) for base_prefix in ("", f"{base}.")):
+        other, lacking, _ = _load(name_or_path, config, kwargs, prefix)
+        if len(lacking) < len(missing):
+            tower, missing = other, lacking
+            logger.warning(f"the weights of `{name_or_path}` stand under `{prefix}`")
+        if not missing:
+            break
+    if missing and not allow_missing_weights:
+        raise ValueError(_describe_missing(name_or_path, config, missing, len(tower.state_dict())))
     return tower
 
 
-def read_weights(name_or_path: str, **hub) -> dict[str, torch.Tensor]:
-    """Return the state dict of a folder or Hub id: of safetensors where there are any, else of `.bin`.
-
-    Raises:
-        OSError: There are none.
-        ValueError: A file is no state dict, or a shard is missing.
-    """
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    for name in FILES:
-        path = cached_file(name_or_path, name, **hub, **quiet)
-        if path is not None:
-            break
-    else:
-        if not Path(name_or_path).is_dir():
-            cached_file(name_or_path, FILES[0], **hub)  # says why it cannot be reached
-        raise OSError(
-            f"{name_or_path}: neither `{FILES[0]}` nor `{FILES[2]}` is there; weights of TensorFlow or Flax must be "
-            "converted to safetensors first"
-        )
-    if not name.endswith(".index.json"):
-        return _read_file(path)
-    shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-    state = {}
-    for shard in shards:
-        path = cached_file(name_or_path, shard, **hub, **quiet)
-        if path is None:
-            raise ValueError(f"{name_or_path}: `{shard}`, which `{name}` names, is missing; get the file again")
-        state |= _read_file(path)
-    return state
+def _load(name_or_path: str, config, kwargs: dict, prefix: str = "") -> tuple[PreTrainedModel, list[str], dict]:
+    """Return (tower, names of the weights that did not arrive, the library's report)."""
+    model_class = tower_class(config)
+    options = {"dtype": torch.float32, **kwargs, "config": config, "trust_remote_code": False}
+    options |= {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if prefix:
+        options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+    with _no_conversion(), _quiet(), _describe_broken_file(name_or_path):
+        tower, info = model_class.from_pretrained(name_or_path, **options, **without_pooler(model_class))
+    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
+    missing = sorted(key for key in {*info["missing_keys"], *mismatched} if not UNUSED.search(key))
+    return tower, missing, info
 
 
-def _read_file(path: str) -> dict[str, torch.Tensor]:
-    """Return a state dict; also one that a training saved under `state_dict` or `model`."""
-    if path.endswith(".safetensors"):
-        return load_state_dict(path)
-    advice = "give a state dict saved by `torch.save(model.state_dict(), …)`, or safetensors"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"`{Path(path).name}` is no state dict that can be read without running its code; {advice}") \
-            from error  # fmt: skip
-    for name in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise ValueError(f"`{Path(path).name}` holds other things than names and tensors; {advice}")
-    return state
+def _prefixes(info: dict, missing: list[str]) -> list[str]:
+    """Return prefixes of the checkpoint's names without which they would be the missing ones, the likeliest first."""
+    wanted, counts = set(missing), Counter()
+    for key in info["unexpected_keys"] if missing else ():
+        parts = key.split(".")
+        for depth in range(1, len(parts)):
+            if ".".join(parts[depth:]) in wanted:
+                counts[".".join(parts[:depth]) + "."] += 1
+    return [prefix for prefix, count in counts.most_common(2) if count >= len(wanted) / 2]
 
 
-def _fill(config, state: dict[str, torch.Tensor], options: dict) -> tuple[PreTrainedModel, list[str]]:
-    """Return a tower with the weights of a state dict, and the names of needed ones that did not arrive."""
-    found = tower_class(config)
-    tower, info = found.from_pretrained(
-        None, config=config, state_dict=dict(state), ignore_mismatched_sizes=True, output_loading_info=True,
-        **without_pooler(found), **options,
-    )  # fmt: skip
-    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    return tower, sorted(key for key in lacking if not NOT_NEEDED.search(key))
-
-
-def _prefix_of(tower: PreTrainedModel, state: dict[str, torch.Tensor]) -> str:
-    """Return the prefix under which a checkpoint has most of the tower's parts; empty where it is not plain which."""
-    children, parts = {name for name, _ in tower.named_children()}, {}
-    for key in state:
-        names = key.split(".")
-        for depth in range(1, len(names)):
-            if names[depth] in children:
-                parts.setdefault(".".join(names[:depth]) + ".", set()).add(names[depth])
-    most = max(map(len, parts.values()), default=0)
-    best = [prefix for prefix, found in parts.items() if len(found) == most]
-    return best[0] if len(best) == 1 else ""
-
-
-def _report(name: str, config, lacking: list[str], state: dict[str, torch.Tensor], is_meant: bool):
-    names = ", ".join(f"`{key}`" for key in lacking[:SHOWN]) + (" …" if len(lacking) > SHOWN else "")
-    found = f"`{next(iter(state))}` …" if state else "none"
-    message = (
-        f"{name}: {len(lacking)} weights of the `{config.model_type}` tower are missing or of another size: {names}; "
-        f"the file has {found}"
+def _describe_missing(name_or_path: str, config, missing: list[str], total: int) -> str:
+    named = ", ".join(f"`{key}`" for key in missing[:MAX_NAMED])
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    return (
+        f"{len(missing)} of {total} weights of the {config.model_type} encoder are not in `{name_or_path}`, or have "
+        f"other sizes there: {named}{more}. Give the checkpoint that belongs to this configuration, or allow missing "
+        "weights (`allow_missing_weights`) to start them random"
     )
-    if not is_meant:
+
+
+@contextlib.contextmanager
+def _describe_broken_file(name_or_path: str) -> Iterator[None]:
+    """Say in a sentence that a file holds something else than tensors: the restricted loader refuses all of it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        file = os.path.basename(error.filename or "")
+        raise ValueError(f"`{name_or_path}` lacks `{file}`, a part of its weights; download it again") from error
+    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, OSError, RuntimeError) as error:
+        is_told = isinstance(error, OSError) and error.errno is None  # the library's own: no file, no connection
+        if is_told or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
+            raise
         raise ValueError(
-            f"{message}. Give the checkpoint that belongs to its config.json, or let them start at random with "
-            "`allow_missing_weights=True` (--allow_missing_tower_weights)"
-        )
-    logger.warning(f"{message}; they start at random")
+            f"the weights of `{name_or_path}` cannot be read: the file is damaged or holds something else than named "
+            "tensors, which is never loaded. Download it again, or save the model as safetensors (`save_pretrained`)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Keep the library from having a `.bin` on the Hub converted, or from taking a conversion that others offered."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's report of names: what matters of it is an error here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+__all__ = ["load_tower", "load_tower_config"]

@@ -241,8 +241,8 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             text: Hub id, folder or model of a BERT-like encoder; None: the model reads no text.
             image: The same for a ViT-like or ResNet-like encoder.
             audio: The same for an encoder of waveforms (Wav2Vec2-like) or of spectrograms (Whisper's, AST …).
-            encoder_kwargs: Passed to `from_pretrained` of every tower that is loaded (`token`, `revision`,
-                `cache_dir` …); `allow_missing_weights=True` lets weights that a checkpoint lacks start at random.
+            encoder_kwargs: Passed to `load_tower` for every tower that is loaded (`token`, `revision`, `cache_dir`,
+                `allow_missing_weights` …).
             **config_kwargs: Fields of `MMFusionConfig`.
 
         Returns:
@@ -254,10 +254,9 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         sources = {"text": text, "image": image, "audio": audio}
         if all(source is None for source in sources.values()):
             raise ValueError("`from_encoders` needs at least one of `text`, `image`, `audio`, got none of them")
+        options = encoder_kwargs or {}
         towers = {
-            modality: source
-            if isinstance(source, nn.Module)
-            else load_tower(source, modality, **(encoder_kwargs or {}))
+            modality: source if isinstance(source, nn.Module) else load_tower(source, modality, **options)
             for modality, source in sources.items()
             if source is not None
         }

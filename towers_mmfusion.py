@@ -1,4 +1,4 @@
-"""Towers of MMFusion: how one encoder of `transformers` is built, loaded, and asked for tokens.
+"""Towers of MMFusion: how one encoder of `transformers` is built and asked for tokens.
 
 A tower is any text, image or audio encoder of the library. All that depends on its architecture is in this file: the
 model around it sees a last hidden state and a mask of its tokens. The general rule comes first; a family that needs
@@ -124,7 +124,7 @@ def has_fixed_length(config) -> bool:
     return config.model_type in ("whisper", "audio-spectrogram-transformer")
 
 
-# == Building ========================================================================================================
+# == Building =========================================================================================================
 
 
 def tower_width(config) -> int:

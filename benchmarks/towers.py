@@ -52,7 +52,7 @@ def examine(modality: str, model_type: str, folder: Path, **fields) -> dict:
     except ImportError as error:
         return {"refused": " ".join(str(error).split())}
     try:
-        part, tower = load_pretrained(modality, str(folder))
+        part, tower, _ = load_pretrained(modality, str(folder))
     except ValueError as error:
         return {"refused": str(error).replace(f"{folder}", "DIR")}
     bench = Bench(modality, part, tower)

@@ -15,12 +15,12 @@ ENTRIES = ("configuration_mmfusion", "modeling_mmfusion", "processing_mmfusion")
 # Which travelling file may import which: guarded, so that it works flat and inside the Hub's cache.
 GUARDED = {
     "configuration_mmfusion": ["compat_mmfusion", "saving_mmfusion"],
+    "loading_mmfusion": ["towers_mmfusion"],
     "modeling_mmfusion": [
         "checks_mmfusion", "compat_mmfusion", "configuration_mmfusion", "fusion_mmfusion", "loading_mmfusion",
         "objectives_mmfusion", "saving_mmfusion", "towers_mmfusion",
     ],
     "fusion_mmfusion": ["compat_mmfusion", "configuration_mmfusion"],
-    "loading_mmfusion": ["towers_mmfusion"],
     "towers_mmfusion": ["configuration_mmfusion"],
     "processing_mmfusion": [
         "cells_mmfusion", "collating_mmfusion", "compat_mmfusion", "decoding_mmfusion", "saving_mmfusion",

@@ -146,13 +146,16 @@ def test_a_tower_of_another_kind_is_refused_by_its_flag(modality, name, folders)
         towers_of(**{modality: folders / name})
 
 
-def test_a_text_tower_without_its_tokenizer_is_refused(folders):
-    with pytest.raises(ValueError, match=r"--text_model_name_or_path .*bare_bert: its tokenizer knows no words"):
+def test_a_text_tower_without_a_tokenizer_is_refused(folders):
+    with pytest.raises(ValueError, match=r"--text_model_name_or_path .*bare_bert: its tokenizer"):
         towers_of(text=folders / "bare_bert")
 
 
-def test_what_prepares_waveforms_follows_from_the_configuration(folders):
-    assert towers_of(audio=folders / "bare_wav2vec2").processor.feature_extractor.sampling_rate == 16_000
+def test_what_prepares_inputs_is_made_from_the_configuration_where_that_says_enough(folders):
+    towers = towers_of(image=folders / "bare_vit", audio=folders / "bare_wav2vec2")
+    assert towers.processor.image_processor.size == {"height": 16, "width": 16}
+    assert towers.processor.audio_sampling_rate == 16_000
+    assert [note.split()[0] for note in towers.notes] == [f"--{m}_model_name_or_path" for m in ("image", "audio")]
 
 
 def test_a_tower_that_is_not_there_or_not_whole_is_refused(folders, tmp_path, monkeypatch):
@@ -160,13 +163,13 @@ def test_a_tower_that_is_not_there_or_not_whole_is_refused(folders, tmp_path, mo
     with pytest.raises(FileNotFoundError, match=r"--image_model_name_or_path .*gone: there is no such folder"):
         towers_of(image=tmp_path / "gone")
     with pytest.raises(
-        ValueError, match="--text_model_name_or_path nobody/nothing: its configuration cannot be loaded"
+        ValueError, match="--text_model_name_or_path nobody/nothing: its configuration could not be loaded"
     ):
         towers_of(text="nobody/nothing")
     for name, content in (("empty", {}), ("unknown", {"model_type": "wonder"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=f"_path .*{name}: its configuration cannot be loaded"):
+        with pytest.raises(ValueError, match=f"_path .*{name}: its configuration could not be loaded"):
             towers_of(text=tmp_path / name)
 
 
@@ -177,7 +180,7 @@ def test_weights_that_are_missing_or_damaged_are_told_with_the_flag(folders, tmp
         (tmp_path / "model.safetensors").unlink()
         if content is not None:
             (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"--image_model_name_or_path .*: its weights cannot be loaded \("):
+        with pytest.raises(ValueError, match=r"--image_model_name_or_path .*: its weights could not be loaded \("):
             towers_of(image=tmp_path)
         (tmp_path / "model.safetensors").touch()
 

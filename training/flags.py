@@ -95,8 +95,9 @@ def _add_model(group):
             help=f"pretrained {kind} tower: Hub id or folder, of an MMFusion model its own one, or `none` for a model "
             "without; default: the preset's",
         )
-    add("--allow_missing_tower_weights", action="store_true", help="weights of a pretrained tower that are missing or "
-        "of another size start at random; default: an error with their names")  # fmt: skip
+    add("--allow_missing_tower_weights", action=argparse.BooleanOptionalAction, default=False, help="let weights that "
+        "the checkpoint of a pretrained tower lacks, or has in other sizes, start random; default: no, an error names "
+        "them")  # fmt: skip
     add("--fusion_type", choices=FUSION_TYPES, help="how the modalities become one vector; default: cross_attention")
     add("--fusion_hidden_size", type=number(int, 8), help="width of the fusion; default: 128 for tiny, 512 for base")
     add("--num_fusion_layers", type=number(int, 1), default=2, help="fusion blocks; default: 2")

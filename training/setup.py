@@ -63,7 +63,8 @@ def set_up(args, accelerator, keeper) -> Setup:
         say(accelerator, rows.check(args, towers.processor, progress=accelerator.is_local_main_process))
     keeper.take_rows(train_rows, validation_rows)
     model = start.model(towers, labels)
-    say(accelerator, describe_model(model, towers, start.origin))
+    for sentence in (*towers.notes, describe_model(model, towers, start.origin)):
+        say(accelerator, sentence)
     for sentence in describe_checkpointing(args, model, towers):
         say(accelerator, sentence)
     for sentence in weigh_labels(args, model, train_rows, labels):

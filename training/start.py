@@ -36,9 +36,9 @@ class NewModel:
             sampling_rate=args.sampling_rate,
             max_text_length=args.max_text_length,
             max_audio_seconds=args.max_audio_seconds,
-            allow_missing_weights=args.allow_missing_tower_weights,
             mask_time_prob=args.mask_time_prob,
             mask_feature_prob=args.mask_feature_prob,
+            allow_missing_weights=args.allow_missing_tower_weights,
         )
 
     def model(self, towers: Towers, labels):

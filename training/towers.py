@@ -5,7 +5,6 @@ ResNet (a small ViT needs far more rows to learn from scratch); the waveform is 
 first stride instead of seven, and the first of them starts as a filterbank, as an ear would, instead of as noise.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoTokenizer,
     BertConfig,
     BertTokenizer,
     PreTrainedConfig,
@@ -30,23 +25,15 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
-from transformers.utils import cached_file
 
 from cli.arguments import first_line
 from configuration_mmfusion import MMFusionConfig
-from loading_mmfusion import load_tower, tower_config
-from modeling_mmfusion import RUN, TOWERS
+from loading_mmfusion import load_tower, load_tower_config
+from modeling_mmfusion import TOWERS
 from processing_mmfusion import MMFusionProcessor
-from towers_mmfusion import (
-    build_tower,
-    hears_waveforms,
-    max_text_tokens,
-    reads_mask,
-    tower_tokens,
-    tower_width,
-    why_not,
-)
+from towers_mmfusion import build_tower, max_text_tokens, why_not
 from training.continuing import load_processor, load_weights
+from training.preprocessors import check_reading, load_preprocessor
 
 BASE = {
     "text": "google-bert/bert-base-uncased",
@@ -72,11 +59,13 @@ class Towers:
         encoders: A tower for each modality.
         processor: What prepares their inputs.
         pretrained: For each pretrained tower where it came from; the others start from scratch.
+        notes: Sentences for people about how they were loaded.
     """
 
     encoders: dict[str, PreTrainedModel]
     processor: MMFusionProcessor
     pretrained: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def make_towers(
@@ -106,19 +95,20 @@ def make_towers(
         max_audio_seconds: Seconds that are kept of a sound.
         mask_time_prob: Share of the frames that SpecAugment masks in a tiny audio tower while it trains.
         mask_feature_prob: The same for the channels.
-        allow_missing_weights: Whether weights that a checkpoint lacks may start at random.
+        allow_missing_weights: Whether weights that a pretrained tower's checkpoint lacks start random.
 
     Raises:
         FileNotFoundError: When a name is the path of a folder that is not there.
         ValueError: When a tower, or what prepares its inputs, cannot be had, or is of another kind; the message names
             the flag.
     """
-    parts, encoders, pretrained = {}, {}, {}
+    parts, encoders, pretrained, notes = {}, {}, {}, []
     for modality in modalities:
         name = names[modality]
         if name is not None:
-            parts[modality], encoders[modality] = load_pretrained(modality, name, allow_missing_weights)
+            parts[modality], encoders[modality], note = load_pretrained(modality, name, allow_missing_weights)
             pretrained[modality] = name
+            notes += [note] if note else []
         elif modality == "text":
             parts[modality] = train_tokenizer(texts, vocab_size, max_text_length)
             encoders[modality] = build_tower(tiny_text_config(len(parts[modality]), max_text_length))
@@ -140,11 +130,14 @@ def make_towers(
         max_text_length=max_text_length if "text" not in encoders else _text_limit(encoders["text"], max_text_length),
         max_audio_seconds=max_audio_seconds,
     )
-    return Towers(encoders, processor, pretrained)
+    return Towers(encoders, processor, pretrained, notes)
 
 
 def load_pretrained(modality: str, name: str, allow_missing_weights: bool = False) -> tuple:
-    """(What prepares its inputs, a pretrained tower); the weights, which may be gigabytes, come last."""
+    """Load what prepares a tower's inputs, and the tower, and have it read a row; (part, tower, a note or None).
+
+    The weights, which may be gigabytes, come after all that is quickly found to be wrong.
+    """
     flag = f"--{modality}_model_name_or_path {name}"
     is_path = name.count("/") > 1 or name.startswith((".", "~"))
     if is_path and not Path(name).is_dir():
@@ -152,58 +145,21 @@ def load_pretrained(modality: str, name: str, allow_missing_weights: bool = Fals
     with _one_sentence(flag, "configuration"):
         settings, _ = PreTrainedConfig.get_config_dict(name)
     if settings.get("model_type") == MMFusionConfig.model_type:
-        return load_part(modality, name, MMFusionConfig.from_dict(settings))
+        return (*load_part(modality, name, MMFusionConfig.from_dict(settings)), None)
     with _one_sentence(flag, "configuration"):
-        config = tower_config(name, modality)
+        config = load_tower_config(name, modality)
     if reason := why_not(config, modality):
         raise ValueError(
             f"{flag}: a `{config.model_type}` model cannot be the {modality} tower; give {KINDS[modality]}: {reason}"
         )
     with _one_sentence(flag, PREPROCESSORS[modality]):
-        part = load_preprocessor(modality, name, config)
+        part, note = load_preprocessor(modality, name, config)
     if modality == "text":
         _check_vocabulary(flag, part, config)
     with _one_sentence(flag, "weights"):
         tower = load_tower(name, modality, allow_missing_weights=allow_missing_weights)
-    check_one_row(flag, modality, part, tower)
-    return part, tower
-
-
-@torch.no_grad()
-def check_one_row(flag: str, modality: str, part, tower: PreTrainedModel):
-    """Run a tower on one row that its preprocessor made, so that what does not fit is known before the training.
-
-    Raises:
-        ValueError: It cannot be run, or its tokens are not finite or not as many as its mask.
-    """
-    was_training = tower.training
-    try:
-        hidden, mask = RUN[modality](tower.eval(), *_one_row(modality, part))
-        tokens = tower_tokens(hidden)  # (1, T, C)
-        if tokens.shape[:2] != mask.shape or tokens.shape[2] != tower_width(tower.config):
-            raise ValueError(f"tokens {tuple(tokens.shape)} for a mask {tuple(mask.shape)}")
-        if not tokens[mask.bool()].isfinite().all():
-            raise ValueError("its outputs are not finite")
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{flag}: the {modality} tower cannot read what its {PREPROCESSORS[modality]} makes of one row "
-            f"({first_line(error)}); give the {PREPROCESSORS[modality]} that belongs to it"
-        ) from error
-    finally:
-        tower.train(was_training)
-
-
-def _one_row(modality: str, part) -> tuple[torch.Tensor, ...]:
-    """A text, a grey picture or a second of noise as `RUN` takes it."""
-    if modality == "text":
-        made = part(["one row"], return_tensors="pt")
-        return made["input_ids"], made.get("attention_mask")
-    if modality == "image":
-        return (part(images=[Image.new("RGB", (64, 64), "gray")], return_tensors="pt")["pixel_values"],)
-    noise = np.random.default_rng(0).normal(size=part.sampling_rate).astype(np.float32)
-    made = part([noise], sampling_rate=part.sampling_rate, return_attention_mask=True, return_tensors="pt")
-    mask = made.get("attention_mask")
-    return made[part.model_input_names[0]], mask
+    check_reading(flag, modality, part, tower)
+    return part, tower, None if note is None else f"{flag}: {note}"
 
 
 def load_part(modality: str, name: str, config: MMFusionConfig) -> tuple:
@@ -215,44 +171,16 @@ def load_part(modality: str, name: str, config: MMFusionConfig) -> tuple:
     return part, getattr(load_weights(name, None, config, flag).mmfusion, TOWERS[modality])
 
 
-def load_preprocessor(modality: str, name: str, config: PreTrainedConfig):
-    """The tokenizer, image processor or feature extractor that belongs to a pretrained tower."""
-    if modality == "text":
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    if modality == "image":
-        if not _has_preprocessor(name) and isinstance(getattr(config, "image_size", None), int):
-            side = config.image_size
-            print(
-                f"{name}: no preprocessor_config.json; pictures of {side}×{side}, normalised by 0.5", file=sys.stderr
-            )
-            return ViTImageProcessor(size={"height": side, "width": side})
-        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-    if not _has_preprocessor(name) and hears_waveforms(config):
-        print(f"{name}: no preprocessor_config.json; waveforms of 16 kHz, normalised", file=sys.stderr)
-        extractor = Wav2Vec2FeatureExtractor(sampling_rate=16_000)
-    else:
-        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
-    # Layer-norm towers read the mask, whether or not their extractor was saved with it; group-norm ones must not.
-    if hears_waveforms(config):
-        extractor.return_attention_mask = reads_mask(config)
-    return extractor
-
-
-def _has_preprocessor(name: str) -> bool:
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return any(cached_file(name, file, **quiet) for file in ("preprocessor_config.json", "processor_config.json"))
-
-
 @contextmanager
 def _one_sentence(flag: str, what: str) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one, with the flag and the first line of the reason."""
+    """Turn the many ways in which loading fails into one, with the flag and the reason."""
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError, SafetensorError) as e:
-        reason = first_line(e)
-        raise ValueError(
-            f"{flag}: its {what} cannot be loaded ({reason}); give a complete folder, or a Hub id that can be reached"
-        ) from e
+        told = isinstance(e, ValueError) and "`" in str(e) and "\n" not in str(e)  # in a sentence of its own
+        reason = str(e) if told else first_line(e)
+        advice = "" if told else "; give a complete folder, or a Hub id that can be reached"
+        raise ValueError(f"{flag}: its {what} could not be loaded ({reason}){advice}") from e
 
 
 def _check_vocabulary(flag: str, tokenizer, config: PreTrainedConfig):
