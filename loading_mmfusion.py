@@ -70,9 +70,10 @@ def load_tower(
     """
     config = load_tower_config(name_or_path, modality, **kwargs)
     tower, missing, info = _load(name_or_path, config, kwargs)
-    base = type(tower).base_model_prefix  # which transformers 4 has taken off the names by then
-    for prefix in (base_prefix + found for found in _prefixes(info, missing) for base_prefix in ("", f"{base}.")):
-        other, lacking, _ = _load(name_or_path, config, kwargs, prefix)
+    base = f"{type(tower).base_model_prefix}."  # which transformers 4 has taken off the names, and wants to find there
+    prefixes = _prefixes(info, missing)
+    for prefix, stays in [*((prefix, "") for prefix in prefixes), *((base + prefix, base) for prefix in prefixes)]:
+        other, lacking, _ = _load(name_or_path, config, kwargs, {f"^{re.escape(prefix)}": stays})
         if len(lacking) < len(missing):
             tower, missing = other, lacking
             logger.warning(f"the weights of `{name_or_path}` stand under `{prefix}`")
@@ -83,13 +84,15 @@ def load_tower(
     return tower
 
 
-def _load(name_or_path: str, config, kwargs: dict, prefix: str = "") -> tuple[PreTrainedModel, list[str], dict]:
+def _load(
+    name_or_path: str, config, kwargs: dict, key_mapping: dict[str, str] | None = None
+) -> tuple[PreTrainedModel, list[str], dict]:
     """Return (tower, names of the weights that did not arrive, the library's report)."""
     model_class = tower_class(config)
     options = {"dtype": torch.float32, **kwargs, "config": config, "trust_remote_code": False}
     options |= {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    if prefix:
-        options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+    if key_mapping:
+        options["key_mapping"] = key_mapping
     with _no_conversion(), _quiet(), _describe_broken_file(name_or_path):
         tower, info = model_class.from_pretrained(name_or_path, **options, **without_pooler(model_class))
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
