@@ -1,4 +1,4 @@
-"""What the README and the Makefile tell a reader to do can be done."""
+"""What README, docs and Makefile tell a reader to do can be done, and what they point to is there."""
 
 import importlib
 import itertools
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md", ROOT / "CONTRIBUTING.md"]
+# Every command of a page; what an experiment was run with is history, and stays as it was typed.
+INSTRUCTIONS = [page for page in PAGES if page.name != "experiments.md"]
 
 
 def shell(text: str) -> str:
@@ -36,8 +38,13 @@ def commands(lines: str) -> list[str]:
 MAKEFILE = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", [*commands(expanded(shell(README))), *commands(MAKEFILE)])
-def test_a_command_of_the_readme_has_flags_that_exist(command, monkeypatch, tmp_path):
+def commands_of_pages() -> list[str]:
+    found = [command for page in INSTRUCTIONS for command in commands(expanded(shell(page.read_text("utf-8"))))]
+    return list(dict.fromkeys([*found, *commands(MAKEFILE)]))
+
+
+@pytest.mark.parametrize("command", commands_of_pages())
+def test_a_command_of_the_pages_has_flags_that_exist(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no output folder of a run stands in the way
     assert parsed(command)
 
@@ -52,10 +59,24 @@ def parsed(command: str):
     return read([word for word in arguments if word != "…"], **texts)
 
 
-def test_the_files_that_the_readme_lists_are_there():
-    tree = re.search(r"## What is where\n\n```\n(.*?)```", README, re.DOTALL)[1]
-    names = re.findall(r"\b[\w/]+(?:\.py|\.md)|\b(?:data|metrics|training|cli|benchmarks|tests|docs)/", tree)
-    places = [ROOT, ROOT / "docs", ROOT / "benchmarks"]
-    assert len(names) > 10
-    for name in names:
-        assert any((place / name).exists() for place in places), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_leads_to_a_file_and_a_heading(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_the_index_of_the_docs_lists_every_page():
+    index = (ROOT / "docs/README.md").read_text("utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len((ROOT / "README.md").read_bytes()) <= 9_000
