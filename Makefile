@@ -6,7 +6,7 @@ OUT := outputs
 # On few cores, threads that spin for one another cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo app test test-slow test-versions test-upstream bench lint format clean
+.PHONY: help demo app test test-slow test-versions test-gpu test-upstream bench stats lint format clean
 
 help:
 	@echo "make demo           train on the embedded demo set, evaluate, predict one sample"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-gpu       two steps in each precision and calibrated logits, on a CUDA device"
 	@echo "make test-upstream  transformers' own common tests on our classes (fetches its source distribution)"
 	@echo "make bench          speed and memory of the demo model"
+	@echo "make stats          how large the code is: files a folder, lines, long functions, circles of imports"
 	@echo "make format         ruff, both ways"
 
 $(VENV)/.installed: requirements.txt
@@ -67,6 +68,9 @@ app: $(OUT)/demo
 
 bench: $(OUT)/demo
 	$(PY) benchmarks/inference.py $(OUT)/demo
+
+stats: $(VENV)/.installed
+	@$(PY) tests/support/stats.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
