@@ -54,7 +54,7 @@ def environment(monkeypatch, tmp_path):
         ({"MPLCONFIGDIR": NOWHERE}, {"MPLCONFIGDIR"}),
         ({"HF_HOME": "~nobody-of-this-name/cache"}, {*WRITTEN, "HF_HUB_CACHE"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_caches_that_cannot_be_written_to_are_moved_and_no_others(environment, variables, moved, capsys):
     before = dict(environment(**variables))
