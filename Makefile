@@ -14,7 +14,7 @@ help:
 	@echo "make test           the tests (offline)"
 	@echo "make test-slow      those that take minutes: a Space in a fresh environment, and the like"
 	@echo "make test-versions  our models in the oldest, the newest and two more versions of transformers (fetches these)"
-	@echo "make test-gpu       two steps in each precision and calibrated logits, on a CUDA device"
+	@echo "make test-gpu       steps, evaluation, prediction, explanation, index and processes, on a CUDA device"
 	@echo "make test-upstream  transformers' own common tests on our classes (fetches its source distribution)"
 	@echo "make bench          speed and memory of the demo model"
 	@echo "make stats          how large the code is: files a folder, lines, long functions, circles of imports"
@@ -49,8 +49,9 @@ demo: $(OUT)/demo
 test: $(VENV)/.installed-dev
 	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
+# Without a device: MMFUSION_TEST_DEVICE=cpu, and MMFUSION_TEST_COMPILER=none for all but the compiled steps.
 test-gpu: $(VENV)/.installed-dev
-	$(TEST_ENV) $(PY) -m pytest tests/gpu
+	$(TEST_ENV) $(PY) -m pytest tests/gpu --durations=5
 
 test-slow: $(VENV)/.installed-dev
 	$(TEST_ENV) $(PY) -m pytest -m slow

@@ -139,13 +139,13 @@ class MMFusionFusion(PreTrainedModel):
     base_model_prefix = "fusion"
     main_input_name = "tokens"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MMFusionLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MMFusionLayer, "attentions": MMFusionCrossAttention}
 
     def __init__(self, config: MMFusionConfig):
         super().__init__(config)
+        self._no_split_modules = [type(self).__name__]  # a `device_map` leaves it on one device, and in one piece
         self.columns = [list(TOWER_CONFIGS).index(modality) for modality in config.modalities]
         self.build(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

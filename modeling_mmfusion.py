@@ -172,7 +172,7 @@ class MMFusionProjector(nn.Module):
         tokens = self.layernorm(self.linear(tower_tokens(hidden)))
         if hidden.ndim == 4:
             tokens = tokens + grid_positions(*hidden.shape[2:], tokens.shape[-1]).to(tokens)
-        return self.dropout(tokens) + self.modality_embedding
+        return self.dropout(tokens) + self.modality_embedding.to(tokens.device)
 
 
 # == What all models share ============================================================================================
@@ -187,7 +187,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text", "image", "audio")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MMFusionLayer"]
+    _no_split_modules = []  # the fusion and the towers name their own
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -424,7 +424,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         for column, modality in enumerate(MODALITIES):
             if modality in tower_outputs:
                 hidden, mask = tower_outputs[modality]
-                projected, mask = _placed(self.projectors[modality](hidden), mask, presence[:, column])
+                # With a `device_map` over several devices, towers and fusion meet where the inputs are.
+                projected = self.projectors[modality](hidden).to(presence.device)
+                projected, mask = _placed(projected, mask, presence[:, column])
                 tokens.append(projected)
                 token_masks.append(mask)
                 columns += [column] * projected.shape[1]
@@ -483,14 +485,17 @@ class MMFusionModel(MMFusionPreTrainedModel):
         # Attention weighs masked tokens with 0, and 0 * NaN is NaN: they are zeroed, too.
         tokens = encoder_outputs.tokens.masked_fill(~token_mask[..., None], 0.0)
         # One slot a modality in front: the learned "absent", attended to exactly where the modality is not there.
-        absent = torch.stack([p.modality_embedding + p.absent_embedding for p in self.projectors.values()])
+        absent = torch.stack(
+            [(p.modality_embedding + p.absent_embedding).to(tokens.device) for p in self.projectors.values()]
+        )
         absent = absent.to(tokens.dtype).expand(presence.shape[0], -1, -1)
-        columns = [MODALITIES.index(modality) for modality in self.projectors]
+        columns = torch.tensor([MODALITIES.index(modality) for modality in self.projectors], device=presence.device)
         tokens = torch.cat([absent, tokens], dim=1)
         token_mask = torch.cat([~presence[:, columns], token_mask], dim=1)
-        columns = torch.tensor(columns, device=presence.device)
         token_modality = torch.cat([columns, encoder_outputs.token_modality])
-        return self.fusion(tokens, token_mask, token_modality, **{**kwargs, "return_dict": True})
+        fused = self.fusion(tokens, token_mask, token_modality, **{**kwargs, "return_dict": True})
+        fused.pooler_output = fused.pooler_output.to(presence.device)
+        return fused
 
     @can_return_tuple
     def forward(
@@ -672,7 +677,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         presence = _kept(encoder_outputs.modality_mask, modality_mask)
         unimodal_logits, encoder_outputs = self._balanced(encoder_outputs, presence, labels)
         fused = self.mmfusion.fuse(encoder_outputs, modality_mask, **kwargs)
-        logits = self.classifier(self.dropout(fused.pooler_output))  # (B, D) -> (B, L)
+        logits = self._classified(fused.pooler_output)
         if not self.training:
             logits = calibrated(logits, presence, self.config, MODALITIES)
 
@@ -692,6 +697,10 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             hidden_states=fused.hidden_states, attentions=fused.attentions,
         )  # fmt: skip
 
+    def _classified(self, fused: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, L) of fused vectors (B, D), on their device."""
+        return self.classifier(self.dropout(fused)).to(fused.device)
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def _training_loss(
@@ -710,7 +719,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         if self.modality_dropout > 0:
             subset = sample_subsets(presence, self.modality_dropout)
             partial = self.mmfusion.fuse(encoder_outputs, subset).pooler_output
-            fewer, _ = row_losses(self.classifier(self.dropout(partial)), labels, config)
+            fewer, _ = row_losses(self._classified(partial), labels, config)
             loss = (loss + mean_of(fewer, has_label)) / 2
             if config.subset_ranking_weight > 0:
                 loss = loss + config.subset_ranking_weight * mean_of(ranking_losses(losses, fewer), has_label)
@@ -750,6 +759,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
         elif learns and balance == "ogm_ge":
             own = own.detach()
         by_modality = self.unimodal(modality_means(own, token_mask, token_modality, columns))
+        by_modality = {name: logits.to(presence.device) for name, logits in by_modality.items()}
         if learns and balance == "ogm_ge" and not labels.is_floating_point():
             known = {name: presence[:, column] for name, column in columns.items()}
             factors = ogm_coefficients(by_modality, labels, known, self.config.ogm_alpha)

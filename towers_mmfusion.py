@@ -239,6 +239,7 @@ def run_image_tower(tower: PreTrainedModel, pixel_values: torch.Tensor) -> tuple
             pixel_values=pixel_values.to(tower.dtype), return_dict=True, **_in_order(tower.config, pixel_values)
         )
     hidden = output.last_hidden_state if "last_hidden_state" in output else output.feature_maps[-1]
+    hidden = hidden.to(pixel_values.device)  # as in `_last_hidden_state`
     num_tokens = hidden.shape[1] if hidden.ndim == 3 else hidden.shape[2] * hidden.shape[3]
     return hidden, torch.ones(hidden.shape[0], num_tokens, dtype=torch.bool, device=hidden.device)
 
@@ -434,7 +435,8 @@ def _last_hidden_state(
     given = {name: values}
     if attention_mask is not None:
         given["attention_mask"] = attention_mask
-    return tower(**given, return_dict=True).last_hidden_state
+    # With a `device_map` over several devices the tower may end on another than it began.
+    return tower(**given, return_dict=True).last_hidden_state.to(values.device)
 
 
 def receptive_field(audio_config) -> int:
