@@ -159,7 +159,7 @@ def start(capsys, *flags):
 def test_an_index_of_another_model_ends_the_start(model, index, tmp_path, capsys):
     other = shutil.copytree(model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
-    weights["classifier.bias"] += 1
+    weights["mmfusion.projectors.text.linear.bias"] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     code, told = start(capsys, "--model", other, "--index", index)
     assert code == 1 and told.startswith("error: ") and "was made with another model than" in told
