@@ -103,7 +103,7 @@ def _check_numbers_of_rows(given: dict[str, torch.Tensor], modality_mask: torch.
     if any(size != num_rows for size in others):
         stated = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
         raise ValueError(f"all inputs must have the same number of rows, got {stated}")
-    if 0 in sizes.values():
+    if num_rows == 0:
         raise ValueError(f"`{next(iter(sizes))}` has no rows: at least one is needed")
     if modality_mask is not None:
         _check_modality_mask(modality_mask)

@@ -17,8 +17,9 @@ from transformers.utils.versions import require_version
 REQUIRES = ("python>=3.10", "transformers>=4.57", "torch>=2.6")
 
 for requirement in REQUIRES:
+    remedy = "a newer Python" if requirement.startswith("python") else f"pip install --upgrade '{requirement}'"
     if is_torch_available() or not requirement.startswith("torch"):
-        require_version(requirement, f"MMFusion runs on {', '.join(REQUIRES)}: pip install --upgrade '{requirement}'")
+        require_version(requirement, f"MMFusion runs on {', '.join(REQUIRES)}: {remedy}")
 
 from huggingface_hub import dataclasses as hub_dataclasses  # noqa: E402 (first of all, the versions)
 from transformers import AutoTokenizer  # noqa: E402
@@ -39,6 +40,17 @@ if HAS_DATACLASS_CONFIG:
     DataclassConfig, strict = PreTrainedConfig, hub_dataclasses.strict
 else:
 
+    class _GivenConfigs:
+        """Of the configurations inside of a configuration those that are there; of the class, all."""
+
+        def __init__(self, kinds: dict[str, type]):
+            self.kinds = kinds
+
+        def __get__(self, instance, owner):
+            if instance is None:
+                return self.kinds
+            return {name: kind for name, kind in self.kinds.items() if getattr(instance, name, None) is not None}
+
     class DataclassConfig(PreTrainedConfig):
         """A configuration whose annotated fields are its arguments."""
 
@@ -54,6 +66,10 @@ else:
         def __post_init__(self, **kwargs):
             super().__init__(**kwargs)
 
+        def save_pretrained(self, *args, **kwargs):
+            self.validate()
+            super().save_pretrained(*args, **kwargs)
+
         def _get_non_default_generation_parameters(self):
             return {}  # asked for when a model is saved; it would build a configuration without arguments
 
@@ -62,6 +78,7 @@ else:
         for name, kind in cls.__annotations__.items():
             if isinstance(kind, types.UnionType):  # which huggingface_hub before 1.0 does not know
                 cls.__annotations__[name] = Union[get_args(kind)]  # noqa: UP007
+        cls.sub_configs = _GivenConfigs(cls.sub_configs)
         return hub_dataclasses.strict(dataclasses.dataclass(cls, init=False, repr=False, eq=False))
 
 

@@ -456,7 +456,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """The one of the two that the audio tower reads; the other must not be given."""
         given = {"input_values": input_values, "input_features": input_features}
         name = self.config.main_inputs["audio"]
-        (other,) = given.keys() - {name}
+        other = next(key for key in given if key != name)
         if given[other] is not None and "audio" in self.config.modalities:
             kind = self.config.audio_config.model_type
             raise ValueError(f"`{other}` was given, but the audio tower ({kind}) reads `{name}`: give that")

@@ -398,3 +398,4 @@ def test_the_card_names_the_versions_that_the_code_checks(make):
     card = str(render_model_card(make()))
     for requirement in REQUIRES:
         assert f"`{requirement}`" in card
+    assert "`import mmfusion`" in card  # and how to load without the code of the repository

@@ -1,5 +1,7 @@
 """What `pip install .` brings: the travelling files and the module that registers them, and a range of versions."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -66,6 +68,27 @@ def test_the_package_states_the_range_that_the_code_checks():
     stated = {f"python{python}", *re.findall(r'^    "(.*?)",$', text, re.MULTILINE)}
     for requirement in REQUIRES:
         assert any(known.split(",")[0] == requirement for known in stated), requirement
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "remedy"),
+    [
+        ("transformers", "4.56.2", "pip install --upgrade 'transformers>=4.57'"),
+        ("torch", "2.5.1", "pip install --upgrade 'torch>=2.6'"),
+        ("python", "3.9.18", "a newer Python"),
+    ],
+)
+def test_versions_below_the_range_are_refused_with_the_range_and_what_to_do(name, found, remedy, monkeypatch):
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda one: found if one == name else known(one))
+    if name == "python":
+        monkeypatch.setattr(sys, "version_info", tuple(map(int, found.split("."))))
+    spec = importlib.util.spec_from_file_location("compat_again", ROOT / "compat_mmfusion.py")
+    with pytest.raises(ImportError) as raised:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    said = str(raised.value)
+    assert f"{name}=={found}" in said and remedy in said
+    assert all(requirement in said for requirement in REQUIRES)
 
 
 @pytest.mark.parametrize("version", PYTHONS)

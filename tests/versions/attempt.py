@@ -4,6 +4,7 @@ Every step writes what came of it into a JSON file: "yes", or the error.
 """
 
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -11,17 +12,19 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor, pipeline
 
+AUTO_CLASSES = (AutoConfig, AutoProcessor, AutoModel, AutoModelForSequenceClassification)
 TOLERANCE = 1e-5
 
 
 def reference(folder: Path) -> None:
     """Save models of several kinds of towers, each with its logits; run with the tests' own modules."""
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-    from conftest import CONFIGS, make_inputs, make_model
+    from conftest import CONFIGS, make_inputs, make_model, model_config
     from test_evaluation import make_processor
 
     torch.save(make_inputs(), folder / "inputs.pt")
-    for name, config in CONFIGS.items():
+    configs = {**CONFIGS, "no picture": lambda: model_config(vision_config=None)}
+    for name, config in configs.items():
         model = make_model(config())
         model.config.temperatures = {"text+image+audio": 0.5, "text": 2.0}
         model.save_pretrained(folder / name)
@@ -32,6 +35,8 @@ def reference(folder: Path) -> None:
 @torch.no_grad()
 def logits_of(model, inputs: dict) -> torch.Tensor:
     """Logits (7 + 1, B, L) of every subset of modalities, and of the rows as they are."""
+    if model.config.vision_config is None:
+        inputs = {key: value for key, value in inputs.items() if key != "pixel_values"}
     encoded = model.encode(**inputs)
     masks = torch.tensor([[int(digit) for digit in f"{subset:03b}"] for subset in range(1, 8)])
     logits = [
@@ -51,7 +56,7 @@ def stranger(folder: Path, work: Path, results: dict) -> None:
     names = sorted(path.parent.name for path in folder.glob("*/config.json"))
     keys = {"trust_remote_code": True}
     for name in names:
-        for auto in (AutoConfig, AutoProcessor, AutoModel, AutoModelForSequenceClassification):
+        for auto in AUTO_CLASSES:
             loaded = auto.from_pretrained(folder / name, **keys)
     results["load"] = "yes"
     for name in names:
@@ -109,7 +114,7 @@ def installed(folder: Path, results: dict) -> None:
     import mmfusion  # noqa: F401
 
     name = min(path.parent.name for path in folder.glob("*/config.json"))
-    for auto in (AutoConfig, AutoProcessor, AutoModel, AutoModelForSequenceClassification):
+    for auto in AUTO_CLASSES:
         loaded = auto.from_pretrained(folder / name)
         assert not type(loaded).__module__.startswith("transformers_modules"), type(loaded)
     check_logits(loaded.eval(), folder, name)
@@ -118,15 +123,28 @@ def installed(folder: Path, results: dict) -> None:
     results["installed"] = "yes"
 
 
+def below(folder: Path, results: dict) -> None:
+    """Have every way of loading say what it says below the range."""
+    name, results["refusals"] = str(min(path.parent for path in folder.glob("*/config.json"))), []
+    ways = [auto.from_pretrained for auto in AUTO_CLASSES]
+    for load in (*ways, lambda model, **keys: pipeline(model=model, **keys)):
+        try:
+            load(name, trust_remote_code=True)
+        except ImportError as error:
+            results["refusals"].append(str(error))
+
+
 def main(step: str, folder: str, *rest: str) -> None:
     if step == "reference":
         return reference(Path(folder))
     file, work = map(Path, rest)
     results = json.loads(file.read_text()) if file.exists() else {}
-    results["version"] = transformers.__version__
+    results["versions"] = [transformers.__version__, platform.python_version(), torch.__version__.split("+")[0]]
     try:
         if step == "stranger":
             stranger(Path(folder), work, results)
+        elif step == "below":
+            below(Path(folder), results)
         else:
             installed(Path(folder), results)
     except Exception as error:

@@ -1,12 +1,13 @@
 """Versions of transformers beside the environment: install them, try them, print the table of `docs/versions.md`.
 
-    python tests/versions/matrix.py                # the table, all versions
-    python tests/versions/matrix.py 4.57.6 newest  # some of them
+    python tests/versions/matrix.py                         # the table, all versions
+    python tests/versions/matrix.py 4.57.6 newest           # some of them
+    python tests/versions/matrix.py environment/bin/python  # what is installed there, with its Python and torch
 
-Each version lies in `build/versions/`, without a torch of its own; what is tried is in `attempt.py`.
+Each version lies in `build/versions/`, without a torch of its own; what is tried is in `attempt.py`. The models and
+their logits are always those of the environment that runs this file.
 """
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -19,7 +20,9 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "versions"
 OLD_HUB = ("huggingface_hub<2", "tokenizers<=0.23.0")
 # Version -> what it needs in other versions than requirements.txt has.
+BELOW = "4.56.2"
 VERSIONS = {
+    BELOW: ("huggingface_hub<1", "tokenizers<=0.23.0", "datasets<4.5"),
     "4.57.6": ("huggingface_hub<1", "tokenizers<=0.23.0", "datasets<4.5"),
     "5.0.0": OLD_HUB,
     "5.5.4": OLD_HUB,
@@ -29,7 +32,7 @@ VERSIONS = {
     "5.22.2": (),
     "newest": (),
 }
-TESTED = ("4.57.6", "5.0.0", "5.12.1", "newest")  # by `make test-versions`
+TESTED = (BELOW, "4.57.6", "5.0.0", "5.12.1", "newest")  # by `make test-versions`
 STEPS = ("load", "logits", "predict", "explain", "save", "reload", "train", "installed")
 
 
@@ -50,21 +53,31 @@ def write_reference(folder: Path) -> Path:
 
 
 def attempt(version: str, folder: Path) -> dict[str, str]:
-    """Return what came of each of `STEPS` in a version, in fresh processes: "yes", or the error."""
-    path = "" if version == "pinned" else str(install(version))
+    """Return what came of each of `STEPS` in a version or an environment, in fresh processes: "yes", or the error."""
+    python = version if os.sep in version else sys.executable
+    path = "" if version == "pinned" or os.sep in version else str(install(version))
     with tempfile.TemporaryDirectory() as work:
         files = Path(work) / "files.json"
         for step in ("stranger", "installed"):
             # After `import mmfusion` the code of the repository answers, else that of the folder alone.
             paths = [path, str(ROOT)] if step == "installed" else [path]
             env = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HOME": str(Path(work) / "cache")}
-            _run(step, folder, env, files, Path(work) / step)
+            _run(step, folder, env, files, Path(work) / step, python=python)
         return json.loads(files.read_text())
 
 
-def _run(step: str, folder: Path, env: dict[str, str], *arguments: Path) -> Path:
+def refusals(folder: Path) -> list[str]:
+    """Return what each way of loading says in the last version below the range."""
+    with tempfile.TemporaryDirectory() as work:
+        files = Path(work) / "files.json"
+        env = {"PYTHONPATH": str(install(BELOW)), "HF_HOME": str(Path(work) / "cache")}
+        _run("below", folder, env, files, Path(work))
+        return json.loads(files.read_text())["refusals"]
+
+
+def _run(step: str, folder: Path, env: dict[str, str], *arguments: Path, python: str = sys.executable) -> Path:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **env}
-    command = [sys.executable, "-P", "-W", "ignore", HERE / "attempt.py", step, folder, *arguments]
+    command = [python, "-W", "ignore", HERE / "attempt.py", step, folder, *arguments]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"`{step}` ended with {done.returncode}:\n{done.stderr[-4000:]}")
@@ -77,14 +90,16 @@ def main() -> None:
         for version in sys.argv[2:] or TESTED:
             install(version)
         return
-    print("| transformers |", " | ".join(STEPS), "|")
-    print("| --- |", " | ".join("---" for _ in STEPS), "|")
+    print("| transformers | Python | torch |", " | ".join(STEPS), "|")
+    print("| --- | --- | --- |", " | ".join("---" for _ in STEPS), "|")
     with tempfile.TemporaryDirectory() as work:
         folder = write_reference(Path(work))
-        for version in sys.argv[1:] or [*VERSIONS, "pinned"]:
+        for version in sys.argv[1:] or [*(name for name in VERSIONS if name != BELOW), "pinned"]:
             results = attempt(version, folder)
-            name = importlib.metadata.version("transformers") if version == "pinned" else results["version"]
-            print(f"| {name} |", " | ".join(results.get(step, "no") for step in STEPS), "|", flush=True)
+            cells = [*results["versions"], *(results.get(step, "no") for step in STEPS)]
+            print("|", " | ".join(cells), "|", flush=True)
+            for error in (value for name, value in results.items() if name.startswith("error")):
+                print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":
