@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from cli.environment import provide_caches
+from cli.environment import provide_caches, refuse_undecoded
 from cli.threads import wait_briefly
 from data.terminal import lasting_output
 
@@ -88,6 +88,7 @@ def exit_code(command: Callable, *args) -> int:
 def _run(command: Callable, *args) -> int:
     wait_briefly()
     try:
+        refuse_undecoded(args)
         provide_caches()
         command(*args)
     except (ValueError, OSError, ImportError) as error:

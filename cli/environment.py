@@ -4,6 +4,7 @@ A container often runs as a user whose home does not exist. `transformers` copie
 below it, so that without one nothing could be loaded or saved. What only speeds things up goes to a temporary folder.
 """
 
+import argparse
 import atexit
 import os
 import shutil
@@ -70,6 +71,22 @@ def require_writable(path: Path, flag: str):
     folder = path if path.is_dir() else path.parent
     if not is_writable(folder.absolute()):
         raise OSError(f"`{flag}` is `{path}`, where nothing can be written: choose a folder that can be written to")
+
+
+def refuse_undecoded(args: tuple):
+    """Check that the arguments of a command are text; bytes that are not can be no name of a file that is written.
+
+    Raises:
+        ValueError: When Python could not decode one, as in a locale without its letters.
+    """
+    for namespace in (one for one in args if isinstance(one, argparse.Namespace)):
+        for name, given in vars(namespace).items():
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(value, str | Path) and any("\ud800" <= letter <= "\udfff" for letter in str(value)):
+                    raise ValueError(
+                        f"`{name}` is `{value}`, which could not be read as text ({sys.getfilesystemencoding()}): set "
+                        "the variable PYTHONUTF8 to 1, and give names in UTF-8"
+                    )
 
 
 def _hugging_face_home() -> Path:

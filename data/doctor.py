@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,12 @@ def _refuse_unwritable(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         what = "is a folder" if path.is_dir() else f"lies in `{path.absolute().parent}`, which does not exist"
         raise ValueError(f"`{path}` {what}. Name a file in a folder that exists.")
+    if path is not None:
+        try:
+            with tempfile.TemporaryFile(dir=path.absolute().parent):
+                pass
+        except OSError as error:
+            raise ValueError(f"`{path}` cannot be written ({error.strerror}). Name a file elsewhere.") from None
 
 
 def _write(path: Path, text: str) -> None:

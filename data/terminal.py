@@ -43,7 +43,9 @@ def lasting_output() -> Iterator[None]:
     """Let no print end a command: letters that a terminal lacks are escaped, and a reader may go away."""
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        # UTF-8 has no letter for a byte that Python could not decode, as a file's name may have.
+        is_utf8 = (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+        if hasattr(stream, "reconfigure") and (not is_utf8 or stream.errors == "strict"):
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (None if stream is None else LastingStream(stream) for stream in before)
     try:

@@ -4,14 +4,23 @@ import errno
 import io
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from test_evaluation import COLUMNS, make_folder, make_table
+from transformers import dynamic_module_utils
 
+import evaluation
 import predict
+import push_to_hub
+import search
 import train
+import tune
 from cli.arguments import exit_code
 from cli.environment import WRITTEN, is_writable, provide_caches, require_writable
 from data import demo, doctor
@@ -87,7 +96,6 @@ def test_a_prediction_works_for_a_user_without_a_home_on_a_terminal_without_lett
     environment |= {
         "HOME": NOWHERE,
         "PYTHONIOENCODING": "ascii",
-        "PYTHONUTF8": "0",
         "LC_ALL": "C",
         "HF_HUB_OFFLINE": "1",
     }
@@ -202,3 +210,179 @@ def test_a_process_without_the_stream_runs(stream, monkeypatch):
     """As under pythonw or some supervisors."""
     monkeypatch.setattr(sys, stream, None)
     assert exit_code(lambda: print("unheard")) == 0
+
+
+# -- every command ----------------------------------------------------------------------------------------------------
+
+LABELS = {0: "很好😀", 1: "Grüße", 2: "差"}
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    """(A model folder and a table whose labels most terminals lack, an index of the table)."""
+    folder = tmp_path_factory.mktemp("model") / "模型"
+    make_folder(folder, id2label=LABELS, label2id={name: i for i, name in LABELS.items()})
+    table = make_table(tmp_path_factory.mktemp("rows") / "数据", label=lambda row: LABELS[row % 3])
+    index = tmp_path_factory.mktemp("indices") / "索引"
+    assert search.main(["build", str(folder), *rows_of(table), "--index_dir", str(index)]) == 0
+    return folder, table, index
+
+
+def rows_of(table):
+    return ["--data_file", str(table), *COLUMNS, "--device", "cpu"]
+
+
+def words_of(chinese, output):
+    """The words of each command that reads or writes something."""
+    folder, table, index = chinese
+    labelled = [*rows_of(table), "--label_column", "kind"]
+    return {
+        "predict": (predict.main, [str(folder), "--text", "好", "--device", "cpu"]),
+        "predict a table": (predict.main, [str(folder), *rows_of(table), "--output_file", f"{output}.csv"]),
+        "evaluate": (evaluation.main, [str(folder), *labelled, "--output_file", f"{output}.json"]),
+        "build": (search.main, ["build", str(folder), *rows_of(table), "--index_dir", str(output)]),
+        "query": (search.main, ["query", "--index_dir", str(index), "--text", "好", "--device", "cpu"]),
+        "doctor": (doctor.main, [str(table), *COLUMNS, "--label_column", "kind"]),
+        "doctor's page": (
+            doctor.main,
+            [str(table), *COLUMNS, "--label_column", "kind", "--output_file", f"{output}.html"],
+        ),
+        "push": (push_to_hub.main, ["--dataset", str(table), *COLUMNS, "--label_column", "kind", "a/b", "--dry_run"]),
+    }
+
+
+COMMANDS = list(words_of(("", Path(), ""), ""))
+WRITING = ["predict a table", "evaluate", "build", "doctor's page"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_prints_to_a_terminal_without_its_letters(name, encoding, chinese, tmp_path, monkeypatch):
+    main, words = words_of(chinese, tmp_path / "出")[name]
+    buffers = io.BytesIO(), io.BytesIO()
+    for stream, buffer in zip(("stdout", "stderr"), buffers, strict=True):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(buffer, encoding=encoding))
+    code = main(words)
+    sys.stdout.flush(), sys.stderr.flush()
+    assert code == 0, buffers[1].getvalue()[-2_000:]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_ends_well_when_nobody_reads_what_it_prints(name, chinese, tmp_path, monkeypatch):
+    main, words = words_of(chinese, tmp_path / "out")[name]
+    raw = Closed(errno.EPIPE, tmp_path / "closed")
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(words) == 0
+    monkeypatch.undo()
+    raw.write = len
+    stream.detach()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_runs_in_a_folder_that_cannot_be_written_to(name, chinese, tmp_path, monkeypatch):
+    main, words = words_of(chinese, tmp_path / "out")[name]
+    monkeypatch.chdir("/proc")
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_that_needs_no_temporary_folder_runs_without_one(name, chinese, tmp_path, monkeypatch, capsys):
+    main, words = words_of(chinese, tmp_path / "out")[name]
+    monkeypatch.setattr(tempfile, "tempdir", f"{NOWHERE}/tmp")
+    code = main(words)
+    told = capsys.readouterr().err
+    assert code == (1 if name == "push" else 0), told
+    assert name != "push" or NOWHERE in told
+
+
+@pytest.mark.parametrize("place", [f"{NOWHERE}/page", "/proc/page"])
+@pytest.mark.parametrize("flag", ["--output_file", "--json"])
+def test_the_doctor_looks_only_where_it_can_write_its_findings(flag, place, chinese, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "read_splits", lambda args: pytest.fail("looked"))
+    assert doctor.main([str(chinese[1]), flag, place]) == 1
+    assert place in capsys.readouterr().err
+
+
+def in_a_fork(call, prepare) -> tuple[int, str]:
+    """The exit code of a call in a process of its own, and what it printed."""
+    receiver, sender = os.pipe()
+    if (child := os.fork()) == 0:
+        code = 255
+        try:
+            os.dup2(sender, 2)
+            sys.stdout = sys.stderr = os.fdopen(sender, "w", encoding="utf-8")
+            prepare()
+            code = call()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    os.close(sender)
+    with open(receiver, encoding="utf-8") as file:
+        told = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing_broken(name, chinese, tmp_path):
+    main, words = words_of(chinese, tmp_path / "out")[name]
+    limit = 100  # bytes a file
+    code, told = in_a_fork(lambda: main(words), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert code == 1 and "error: " in told and "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["predict a table", "evaluate", "build"])
+def test_under_a_strict_umask_what_is_written_is_the_owners_alone(name, chinese, tmp_path):
+    main, words = words_of(chinese, tmp_path / "out")[name]
+    assert in_a_fork(lambda: main(words), lambda: os.umask(0o077))[0] == 0
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and {path.stat().st_mode & 0o777 for path in written} == {0o600}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("name", ["predict", "predict a table", "evaluate", "doctor"])
+def test_a_user_without_a_name_reads_what_others_wrote(name, chinese):
+    """Media, table and model can be read and not be written to; the output folder is the user's own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        folder, table, _ = chinese
+        theirs = Path(shutil.copytree(folder, f"{place}/model")), Path(shutil.copytree(table.parent, f"{place}/rows"))
+        for path in theirs[0].iterdir():
+            path.chmod(0o644)  # safetensors writes weights for their owner alone; `train.py` gives them to all readers
+        output = Path(place, "own")
+        output.mkdir()
+        os.chown(output, 12345, 12345)
+        main, words = words_of((theirs[0], theirs[1] / table.name, ""), output / "out")[name]
+        assert main(words) == 0  # imports everything, as the files of the environment may be root's
+        for path in output.iterdir():
+            path.unlink()
+
+        def become_another():
+            os.setgroups([])
+            os.setgid(12345)
+            os.setuid(12345)
+            os.environ["HOME"] = "/"
+            dynamic_module_utils.HF_MODULES_CACHE = str(output / "modules")  # else read from the environment
+
+        code, told = in_a_fork(lambda: main(words), become_another)
+        assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (train.main, ["--train_file", "a.csv", "--output_dir", "mod\udce8le"]),
+        (train.main, ["--train_file", "\udce6.csv", "--output_dir", "model"]),
+        (predict.main, ["model", "--text", "\udce5\udca5\udcbd"]),
+        (predict.main, ["mod\udce8le", "--text", "good"]),
+        (evaluation.main, ["model", "--data_file", "\udce6.csv"]),
+        (search.main, ["query", "--index_dir", "\udce6", "--text", "good"]),
+        (push_to_hub.main, ["mod\udce8le", "a/b", "--dry_run"]),
+        (tune.main, ["--study_dir", "\udce6", "--space", "learning_rate=loguniform(1e-4,3e-3)", "--",
+                     "--train_file", "a.csv"]),
+    ],
+)  # fmt: skip
+def test_words_that_the_locale_cannot_read_are_refused_with_the_variable_to_set(main, words, capsys):
+    assert main(words) == 1
+    assert "PYTHONUTF8" in capsys.readouterr().err
