@@ -268,12 +268,12 @@ class BottleneckFusion(MMFusionFusion):
         shared = self.bottleneck.to(tokens.dtype).repeat(tokens.shape[0], 1, 1)  # (B, Q, D)
         columns = torch.tensor(self.columns, device=token_modality.device)
         owner = torch.cat([token_modality, columns.repeat_interleave(width)])  # whose each token is (T + M Q)
-        is_read = F.pad(token_mask, (0, len(owner) - num_tokens), value=True)
+        is_read = F.pad(token_mask, (0, owner.shape[0] - num_tokens), value=True)
         allowed = (owner[:, None] == owner) & is_read[:, None]
         mask = additive_mask(allowed, tokens)
         for layer in self.layers:
             states = layer(torch.cat([tokens, shared.repeat(1, len(self.columns), 1)], dim=1), None, mask, **kwargs)
-            tokens, copies = states.split([num_tokens, len(owner) - num_tokens], dim=1)
+            tokens, copies = states.split([num_tokens, owner.shape[0] - num_tokens], dim=1)
             shared = copies.unflatten(1, (-1, width)).mean(dim=1)
         return torch.cat([self.averages(tokens, token_mask, token_modality), shared], dim=1)
 

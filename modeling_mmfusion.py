@@ -414,7 +414,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         rows = present.nonzero().squeeze(1)  # (P,)
         if rows.numel() == 0:
             return None
-        if rows.numel() == len(present):
+        if rows.numel() == present.shape[0]:
             return run(*inputs)
         return run(*(None if x is None else x[rows] for x in inputs))
 
@@ -429,14 +429,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 projected, mask = _placed(projected, mask, presence[:, column])
                 tokens.append(projected)
                 token_masks.append(mask)
-                columns += [column] * projected.shape[1]
+                columns.append(torch.full((projected.shape[1],), column, device=presence.device))
         if not tokens:  # rows with nothing at all
             tokens = [torch.zeros(len(presence), 0, self.config.hidden_size, dtype=self.dtype, device=presence.device)]
-            token_masks = [tokens[0][..., 0].bool()]
+            token_masks, columns = [tokens[0][..., 0].bool()], [presence.new_zeros(0, dtype=torch.long)]
         return MMFusionEncoderOutput(
             tokens=torch.cat(tokens, dim=1),
             token_mask=torch.cat(token_masks, dim=1),
-            token_modality=torch.tensor(columns, dtype=torch.long, device=presence.device),
+            token_modality=torch.cat(columns),  # by tensors: a list of so many numbers would fix a graph's lengths
             modality_mask=presence,
         )
 
@@ -767,7 +767,7 @@ class MMFusionForSequenceClassification(MMFusionPreTrainedModel):
             for name, column in columns.items():
                 by_column[column] = factors[name]
             joint = ScaledGradient.apply(joint, by_column[token_modality])
-        logits = tokens.new_zeros(len(tokens), len(MODALITIES), self.num_labels)
+        logits = tokens.new_zeros(tokens.shape[0], len(MODALITIES), self.num_labels)
         for name, column in columns.items():
             logits[:, column] = torch.where(presence[:, column, None], by_modality[name].to(logits.dtype), 0.0)
         return logits, dataclasses.replace(encoder_outputs, tokens=joint)
@@ -842,10 +842,10 @@ def _placed(
     Whether a tower saw P rows or all of them is read from the size: where the compiler breaks a graph inside a tower,
     this function may be traced and `_run_tower` not, or the other way round.
     """
-    if len(tokens) == len(present):
+    if tokens.shape[0] == present.shape[0]:
         return _where_rows(present, tokens), mask & present[:, None]
     rows = (~present).byte().argsort(stable=True)[: len(tokens)]  # unlike `nonzero`, it does not wait for the device
-    shape = (len(present), *tokens.shape[1:])
+    shape = (present.shape[0], *tokens.shape[1:])
     return tokens.new_zeros(shape).index_copy(0, rows, tokens), mask.new_zeros(shape[:2]).index_copy(0, rows, mask)
 
 

@@ -233,7 +233,7 @@ def run_text_tower(
 def run_image_tower(tower: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden state (P, T, C) or feature map (P, C, H, W) of pictures, and a mask (P, T) of ones."""
     # The statistics of a batch are no use where it holds one picture, and torch refuses them for a map of 1×1.
-    is_alone = takes_batch_statistics(tower) and len(pixel_values) == 1
+    is_alone = takes_batch_statistics(tower) and pixel_values.shape[0] == 1
     with eval_mode(tower) if is_alone else contextlib.nullcontext():
         output = tower(
             pixel_values=pixel_values.to(tower.dtype), return_dict=True, **_in_order(tower.config, pixel_values)
@@ -263,7 +263,7 @@ def _in_order(config, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     patch, (height, width) = config.patch_size, pixel_values.shape[2:]
     num_patches = (height // patch) * (width // patch)
     noise = torch.arange(num_patches, device=pixel_values.device, dtype=torch.float32)  # the order by which it sorts
-    return {"noise": noise.expand(len(pixel_values), -1)}
+    return {"noise": noise.expand(pixel_values.shape[0], -1)}
 
 
 def run_audio_tower(
@@ -277,7 +277,7 @@ def run_audio_tower(
     """
     if audio_attention_mask is None:
         num_steps = sound.shape[frame_axis(tower.config)]
-        audio_attention_mask = torch.ones(len(sound), num_steps, dtype=torch.long, device=sound.device)
+        audio_attention_mask = torch.ones(sound.shape[0], num_steps, dtype=torch.long, device=sound.device)
     run = _run_on_waveforms if hears_waveforms(tower.config) else _run_on_spectrograms
     return run(tower, sound, audio_attention_mask.bool())
 

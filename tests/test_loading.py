@@ -230,12 +230,12 @@ def test_keywords_for_loading_reach_every_tower(tmp_path):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_an_encoder_of_pickled_weights_is_refused(tmp_path):
+def test_an_encoder_of_bin_weights_is_loaded(tmp_path):
     tower = AutoModel.from_config(text_config())
     tower.config.save_pretrained(tmp_path)
     torch.save(tower.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        MMFusionModel.from_encoders(text=str(tmp_path), **FUSION)
+    state = MMFusionModel.from_encoders(text=str(tmp_path), **FUSION).text_encoder.state_dict()
+    assert all(torch.equal(value, tower.state_dict()[name]) for name, value in state.items())
 
 
 def test_no_encoder_at_all_is_refused():
