@@ -80,6 +80,7 @@ _OTHER_SOUNDS = (
     (rb"\x1aE\xdf\xa3", "WebM or Matroska"),
     (rb"0&\xb2u\x8ef\xcf\x11", "WMA or another Windows Media file"),
     (rb"#!AMR", "AMR"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "a picture"),
     (rb"\xff[\xf0\xf1\xf8\xf9]", "AAC"),
     (rb"OggS.{24}.{0,8}(\x7fFLAC|Speex|\x80theora)", "OGG that holds neither Vorbis nor Opus"),
     (rb"MAC ", "Monkey's Audio"),
@@ -457,8 +458,10 @@ def _unreadable(file: Any, path: Path | None, name: str, reason: str) -> str:
     head = Part(file).peek(0, 64)
     kind = next((kind for pattern, kind in _OTHER_SOUNDS if re.match(pattern, head, re.DOTALL)), None)
     source = shlex.quote("input" if path is None else path.name)
-    target = shlex.quote("output.wav" if path is None else f"{path.stem}.wav")
-    convert = f"convert it with `ffmpeg -i {source} {target}`"
+    target = "output.wav" if path is None or path.suffix.lower() == ".wav" else f"{path.stem}.wav"
+    convert = f"convert it with `ffmpeg -i {source} {shlex.quote(target)}`"
+    if kind == "a picture":
+        return f"{name} is a picture, not sound; give it as the image"
     if kind is not None:
         return f"{name} is {kind}, which is not read; {convert}"
     return f"{name} cannot be read as sound ({reason}); allowed are WAV, FLAC, OGG, MP3 and AIFF, else {convert}"

@@ -90,7 +90,7 @@ class MMFusionPipeline(Pipeline):
         one.model, one.task_name = self.model.for_task(name), name
         return one
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
         """Ranks the labels for one sample or many.
 
         Args:
@@ -127,6 +127,8 @@ class MMFusionPipeline(Pipeline):
                 option out of its range, or probabilities are needed and the model predicts numbers.
             FileNotFoundError: No file at a path.
         """
+        if inputs is None and kwargs.keys() & {"text", "image", "images", "audio"}:
+            raise TypeError('a sample is given as one dict, as in `classify({"text": "…", "image": "a.png"})`')
         if (task_name := kwargs.pop("task_name", None)) is not None:
             return self.for_task(task_name)(inputs, **kwargs)
         if is_row(inputs) or isinstance(inputs, (str, bytes)):
@@ -161,7 +163,11 @@ class MMFusionPipeline(Pipeline):
         reject_below: float | None = None,
         opinions: bool | None = None,
         opinion_threshold: float | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
+        if unknown:
+            known = ("top_k", "function_to_apply", "reject_below", "opinions", "opinion_threshold", "task_name")
+            raise TypeError(f"`{next(iter(unknown))}` is not an option of the pipeline; allowed: {', '.join(known)}")
         if top_k is not None:
             _check_count("top_k", top_k)
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:

@@ -111,6 +111,11 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        if isinstance(error, OSError) and not Path(name).expanduser().exists():
+            raise FileNotFoundError(
+                f"there is no folder `{name}` here, and no model of this name could be loaded from the Hub: check the "
+                f"path or the id ({first_line(error)})"
+            ) from error
         reason = first_line(error)
         raise ValueError(f"the model `{name}` cannot be loaded: {type(error).__name__}: {reason}") from error
 

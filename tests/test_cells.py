@@ -380,6 +380,11 @@ def test_no_keyword_of_the_pipeline_disappears(classify, name):
             call({"text": "cat"}, **{name: 1})
 
 
+def test_a_sample_in_keywords_is_told_how_to_be_given(classify):
+    with pytest.raises(TypeError, match="one dict"):
+        classify(image="a.png", text="cat")
+
+
 def test_a_positional_option_is_refused(classify):
     with pytest.raises(TypeError):
         classify({"text": "cat"}, 2)

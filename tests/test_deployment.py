@@ -156,8 +156,8 @@ def test_the_app_starts_with_the_files_of_the_image_alone(image):
 
 def test_the_image_is_of_the_python_that_the_repository_asks_for():
     (image_name,) = [value for name, value in stages()[""] if value.startswith("PYTHON_IMAGE=")]
-    minimum = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())[1]
-    assert image_name.startswith(f"PYTHON_IMAGE=python:{minimum}-slim")
+    needed = re.search(r"Python (\d+\.\d+) or newer", (ROOT / "README.md").read_text())[1]
+    assert image_name.startswith(f"PYTHON_IMAGE=python:{needed}-slim")
 
 
 def test_the_server_is_started_without_a_shell_as_user_1000():

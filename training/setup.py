@@ -65,7 +65,7 @@ def set_up(args, accelerator, keeper) -> Setup:
     model = start.model(towers, labels)
     for sentence in (*towers.notes, describe_model(model, towers, start.origin)):
         say(accelerator, sentence)
-    for sentence in describe_checkpointing(args, model, towers):
+    for sentence in (*describe_untrained(model, towers), *describe_checkpointing(args, model, towers)):
         say(accelerator, sentence)
     for sentence in weigh_labels(args, model, train_rows, labels):
         say(accelerator, sentence)
@@ -111,6 +111,21 @@ def describe_model(model, towers, origin: str) -> str:
         frozen = "" if trained == size else f", {trained:.2f} M trainable" if trained else ", frozen"
         lines.append(f"  {name:<7}{size:8.2f} M parameters  {type(part).__name__}, {origin}{frozen}")
     return "\n".join(lines)
+
+
+def describe_untrained(model, towers) -> list[str]:
+    """Warn of towers that are frozen before anything has trained them."""
+    frozen = [
+        modality
+        for modality in towers.encoders
+        if modality not in towers.pretrained
+        and not any(p.requires_grad for p in getattr(model.mmfusion, TOWERS[modality]).parameters())
+    ]
+    return [
+        f"warning: the {modality} tower is frozen and was never trained: give a pretrained one with "
+        f"--{modality}_model_name_or_path, or a learning rate above 0"
+        for modality in frozen
+    ]
 
 
 def describe_checkpointing(args, model, towers) -> list[str]:
