@@ -106,7 +106,7 @@ def test_an_unknown_model_of_the_hub_is_told_in_one_line(capsys, tmp_path):
     with LocalHub(tmp_path) as hub, online(hub):
         assert app.main(["--model", "nobody/no-such-model", "--port", "0"]) == 1
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("error: the model `nobody/no-such-model` cannot be loaded")
+    assert told.startswith("error: ") and "`nobody/no-such-model`" in told
 
 
 def test_a_wrong_call_ends_with_2_before_anything_heavy_is_loaded():

@@ -78,7 +78,7 @@ def test_a_sound_table_passes_unchanged(folder):
         (",,none.wav", r"column `voice`: the clip lasts 0 s"),
         (",,short.wav", r"column `voice`: the clip lasts 0\.01 s .*at least 0\.025 s"),
         (",,nan.wav", r"column `voice`: the clip holds NaN"),
-        (",,good.png", r"column `voice`: .*good\.png` cannot be read as sound"),
+        (",,good.png", r"column `voice`: .*good\.png` is a picture"),
         (", ,", r"the row has no modality \(`text`, `face`, `voice` are all empty\)"),
     ],
 )
