@@ -210,7 +210,7 @@ def post(length, path="/"):
 )
 def test_no_connection_is_held_by_dripping(monkeypatch, sent, status):
     monkeypatch.setattr(gate, "BODY_SECONDS", 0.4)
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
     answer, seconds = asyncio.run(on_connections(lambda port: seconds_until_closed(port, sent)))
     assert answer.startswith(status) and 0.3 < seconds < 3
 
